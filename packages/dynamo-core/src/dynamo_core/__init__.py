@@ -1,0 +1,1 @@
+"""Contracts, wire codec and conformance kit of the Dynamo serving stack."""

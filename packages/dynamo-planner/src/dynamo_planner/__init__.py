@@ -1,0 +1,1 @@
+"""Autoscaler for LLM serving: forecast, capacity, decision."""

@@ -1,0 +1,1 @@
+"""KV-cache-aware request router that explains its decisions."""

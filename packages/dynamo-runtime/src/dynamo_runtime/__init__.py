@@ -1,0 +1,1 @@
+"""Process host, discovery, request plane and event bus of the Dynamo serving stack."""

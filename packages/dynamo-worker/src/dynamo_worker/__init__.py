@@ -1,0 +1,1 @@
+"""Engine host, engine adapters and a small real reference engine."""

@@ -1,0 +1,1 @@
+"""The gates and benchmarks of the workspace."""
