@@ -7,6 +7,8 @@ keeps blocks beyond device memory, the **planner** scales. Each module holds one
 runs a request, and ``testing`` has the conformance suite that every implementation must pass.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dynamo_core.cards import ModelCard, ModelRuntimeConfig
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.component import Component, ComponentContext, Health, HealthBoard
@@ -15,9 +17,11 @@ from dynamo_core.enums import FinishReason, HealthState, Modality, Tier, WorkerT
 from dynamo_core.errors import DynamoError
 from dynamo_core.ids import EndpointId, InstanceId, WorkerId
 from dynamo_core.requests import GenerateChunk, GenerateRequest, SamplingOptions, StopConditions, Usage
-from dynamo_core.settings import DynamoSettings
 from dynamo_core.stability import beta, deprecated, experimental
 from dynamo_core.tokens import BlockHasher, pack_tokens, unpack_tokens
+
+if TYPE_CHECKING:
+    from dynamo_core.settings import DynamoSettings as DynamoSettings
 
 __all__ = [
     "BlockHasher",
@@ -51,3 +55,12 @@ __all__ = [
     "pack_tokens",
     "unpack_tokens",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Settings import pydantic, a third of a second on a slow machine; code that only needs values does not wait.
+    if name == "DynamoSettings":
+        from dynamo_core.settings import DynamoSettings
+
+        return DynamoSettings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

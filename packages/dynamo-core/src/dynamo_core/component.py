@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -13,8 +13,11 @@ from dynamo_core.clock import Clock
 from dynamo_core.discovery import Discovery
 from dynamo_core.enums import HealthState
 from dynamo_core.planes import EventBus, RequestPlane
-from dynamo_core.settings import DynamoSettings
-from dynamo_core.telemetry import Metrics
+
+if TYPE_CHECKING:
+    # Settings and metrics pull in pydantic and prometheus-client, which importing a contract need not pay for.
+    from dynamo_core.settings import DynamoSettings
+    from dynamo_core.telemetry import Metrics
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -12,7 +12,8 @@ a required member within a major version.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -25,10 +26,13 @@ from dynamo_core.kv import BlockAccess, BlockDescriptor, KvConnector
 from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
-from dynamo_core.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from dynamo_core.telemetry import Metrics
 
 
-class EngineContext(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class EngineContext:
     """What the host gives an engine at start.
 
     Attributes:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
 from dynamo_core.clock import Clock
 from dynamo_core.enums import Tier
 from dynamo_core.errors import InvalidRequestError
-from dynamo_core.telemetry import Metrics
 from dynamo_core.tokens import XXH3_1337_V1
 
-_NO_METADATA: dict[str, str] = {}
+if TYPE_CHECKING:
+    from dynamo_core.telemetry import Metrics
 
 
 class BlockLayout(msgspec.Struct, frozen=True):
@@ -182,8 +182,9 @@ class TierChange(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class KvConnector(Protocol):
-    """A block manager as an engine sees it. All methods run on the engine's step thread and must not wait for I/O
-    longer than the transfer they are asked for.
+    """A block manager as an engine sees it.
+
+    All methods run on the engine's step thread and must not wait for I/O longer than the transfer they are asked for.
     """
 
     def start(self, access: BlockAccess, on_change: Callable[[TierChange], None]) -> None:
