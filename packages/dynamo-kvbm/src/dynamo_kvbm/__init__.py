@@ -1,7 +1,7 @@
 """KV block manager: keeps KV blocks beyond device memory and gives them back.
 
-``HostTier`` and ``DiskTier`` are block stores to use alone; ``KvbmConnector`` puts the host tier behind an engine; ``create_connector`` is what a
-worker loads by name.
+``HostTier`` and ``DiskTier`` are block stores to use alone; ``KvbmConnector`` puts the host tier behind an engine;
+``create_connector`` is what a worker loads by name.
 """
 
 from dynamo_kvbm._connector import KvbmConnector, create_connector
