@@ -137,9 +137,8 @@ class RecordingSink:
 class CallContext:
     """A request context that a test can stop."""
 
-    headers: dict[str, str] = {}
-
     def __init__(self, request_id: str = "r") -> None:
+        self.headers: dict[str, str] = {}
         self.request_id = request_id
         self._stop = asyncio.Event()
         self._callbacks: list[Any] = []
