@@ -104,9 +104,7 @@ async def measure(runs: int) -> None:
     for batch in (1, 4, 16, 64):
         cpu, wall = zip(*[await decode_rates(engine, batch, identity) for _ in range(runs)], strict=True)
         rates[batch] = max(cpu)
-        _say(
-            f"decode, batch {batch:2}         {max(cpu):7.0f} tokens/CPU-s (min {min(cpu):.0f}), {max(wall):.0f} tokens/s"
-        )
+        _say(f"decode, batch {batch:2}         {max(cpu):7.0f} tokens/CPU-s (min {min(cpu):.0f}), wall {max(wall):.0f}")
     _say(f"batch 16 to batch 1      {rates[16] / rates[1]:7.2f} x by CPU")
     cold: list[tuple[float, float]] = []
     warm: list[tuple[float, float]] = []
@@ -116,9 +114,7 @@ async def measure(runs: int) -> None:
         warm.append(await first_token_seconds(engine, prefix + _tokens(SUFFIX_TOKENS), identity))
     for name, found in (("cold", cold), ("90 % cached", warm)):
         cpu_ms, wall_ms = (min(column) * 1e3 for column in zip(*found, strict=True))
-        _say(
-            f"first token, {name:11} {cpu_ms:7.2f} ms CPU, {wall_ms:.2f} ms wall ({PREFIX_TOKENS + SUFFIX_TOKENS} tokens)"
-        )
+        _say(f"first token, {name:11} {cpu_ms:7.2f} ms CPU, {wall_ms:.2f} ms wall")
     _say(f"cold to 90 % cached      {min(cold)[0] / min(warm)[0]:7.2f} x by CPU")
     await engine.cleanup()
 

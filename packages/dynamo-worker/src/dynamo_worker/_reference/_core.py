@@ -93,8 +93,9 @@ class EngineCore:
     @property
     def cache_hit_rate(self) -> float | None:
         """Share of recent prompt tokens that came from the cache; None before the first."""
-        total = sum(prompt for _, prompt in self._recent_prompts)
-        return sum(cached for cached, _ in self._recent_prompts) / total if total else None
+        recent = list(self._recent_prompts)  # one operation: the event loop asks while the step thread appends
+        total = sum(prompt for _, prompt in recent)
+        return sum(cached for cached, _ in recent) / total if total else None
 
     def activate(self, request: GenerateRequest, seed: int) -> ActiveRequest:
         """Wrap a request; ``add`` queues it."""

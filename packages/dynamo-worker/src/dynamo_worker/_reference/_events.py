@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynamo_core.engine import KvEventSink
-from dynamo_core.kv import BlockDescriptor, KvConnector, TierChange
+from dynamo_core.kv import BlockAccess, BlockDescriptor, KvConnector, TierChange
 from dynamo_worker._reference._sequence import sequence_hashes
 
 
@@ -20,6 +20,18 @@ class BlockEvents:
     def __init__(self) -> None:
         self.sink: KvEventSink | None = None
         self.connector: KvConnector | None = None
+
+    def bind(self, connector: KvConnector | None, access: BlockAccess) -> None:
+        """Start a connector, if there is one, on the step thread."""
+        self.connector = connector
+        if connector is not None:
+            connector.start(access, self.on_tier_change)
+
+    def unbind(self) -> None:
+        """Close the connector, after the last step."""
+        connector, self.connector = self.connector, None
+        if connector is not None:
+            connector.close()
 
     def on_register(self, blocks: Sequence[BlockDescriptor], block_ids: Sequence[int]) -> None:
         """Report blocks that became reusable, and offer them for offload."""

@@ -24,32 +24,34 @@ class StepThread:
         core: The core; nobody else may touch it once the thread runs.
         deliver: Called on the event loop with the outputs, statistics and seconds of each step.
         now: Monotonic time in seconds.
+        on_exit: Called on the thread after its last step.
     """
 
-    def __init__(self, core: EngineCore, deliver: Deliver, now: Callable[[], float]) -> None:
+    def __init__(
+        self, core: EngineCore, deliver: Deliver, now: Callable[[], float], on_exit: Callable[[], None]
+    ) -> None:
         self._core = core
         self._deliver = deliver
         self._now = now
+        self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._wake = threading.Condition()
         self._commands: list[Callable[[], None]] = []
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="reference-engine-step", daemon=True)
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether commands are still carried out."""
-        return self._thread.is_alive() and not self._is_closed
-
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
-    def post(self, command: Callable[[], None]) -> None:
-        """Run a command before the next step."""
+    def post(self, command: Callable[[], None]) -> bool:
+        """Run a command before the next step; False, and nothing done, if the thread has ended."""
         with self._wake:
+            if self._is_closed:
+                return False
             self._commands.append(command)
             self._wake.notify()
+            return True
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a function before the next step and return its result. Cancelling ends the wait, not the function.
@@ -57,10 +59,9 @@ class StepThread:
         Raises:
             UnavailableError: if the thread has ended.
         """
-        if not self.is_alive:
-            raise UnavailableError("the engine has stopped", reason="backend.engine_shutdown")
         future: asyncio.Future[T] = self._loop.create_future()
-        self.post(lambda: self._answer(future, function))
+        if not self.post(lambda: self._answer(future, function)):
+            raise UnavailableError("the engine has stopped", reason="backend.engine_shutdown")
         return await future
 
     async def close(self) -> None:
@@ -95,6 +96,7 @@ class StepThread:
                 failure.__cause__ = error
                 self._end(failure)
         self._end(UnavailableError("The engine was shut down.", reason="backend.engine_shutdown"))
+        self._on_exit()
 
     def _step(self) -> None:
         began = self._now()
@@ -105,7 +107,11 @@ class StepThread:
             self._on_loop(lambda: self._deliver(outputs, stats, wall_time_s))
 
     def _end(self, failure: DynamoError) -> None:
-        self._is_closed = True
+        with self._wake:
+            self._is_closed = True
+            commands, self._commands = self._commands, []
+        for command in commands:  # a request that arrived last is failed with the others, not forgotten
+            command()
         self._core.fail_all(failure)
         outputs = self._core.take_outputs()
         if outputs:

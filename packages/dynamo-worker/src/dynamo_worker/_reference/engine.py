@@ -65,11 +65,9 @@ class ReferenceEngine:
             ConfigurationError: if it cannot be loaded or does not fit the options.
         """
         loaded = await asyncio.to_thread(load_engine, self._settings, self._events, context.kv_connector)
-        self._running = _Running(loaded, self._settings, context, self._notify)
-        if context.kv_connector is not None:
-            self._events.connector = context.kv_connector
-            context.kv_connector.start(loaded.core.cache, self._events.on_tier_change)
+        self._running = _Running(loaded, self._settings, context, self._notify, self._events.unbind)
         self._running.thread.start()
+        await self._running.thread.call(lambda: self._events.bind(context.kv_connector, loaded.core.cache))
         return _engine_config(self._settings, loaded)
 
     async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
@@ -112,9 +110,6 @@ class ReferenceEngine:
         running, self._running = self._running, None
         if running is not None:
             await running.thread.close()
-        connector, self._events.connector = self._events.connector, None
-        if connector is not None:
-            await asyncio.to_thread(connector.close)
 
     def set_kv_event_sink(self, sink: KvEventSink, *, dp_rank: int = 0) -> None:
         """Report KV changes to ``sink``; the engine has the one rank 0."""
@@ -179,9 +174,10 @@ class _Running:
         settings: ReferenceSettings,
         context: EngineContext,
         notify: Callable[[ForwardPassMetrics], None],
+        on_exit: Callable[[], None],
     ) -> None:
         self.core = loaded.core
-        self.thread = StepThread(loaded.core, self._deliver, context.clock.monotonic)
+        self.thread = StepThread(loaded.core, self._deliver, context.clock.monotonic, on_exit)
         self._loaded = loaded
         self._context = context
         self._notify = notify
@@ -203,9 +199,10 @@ class _Running:
             eos=self._loaded.config.eos_token_ids,
         )
         active = self.core.activate(request, self._seed_of(request))
+        if not self.thread.post(lambda: self.core.add(active)):
+            raise UnavailableError("the engine has stopped", reason="backend.engine_shutdown")
         self._deliveries[active] = Delivery(sink)
         self._idle.clear()
-        self.thread.post(lambda: self.core.add(active))
         return active
 
     def abort(self, active: ActiveRequest) -> None:
@@ -238,8 +235,6 @@ class _Running:
     def _require_open(self) -> None:
         if self._is_draining:
             raise UnavailableError("the engine drains; send the request to another worker", reason="backend.draining")
-        if not self.thread.is_alive:
-            raise UnavailableError("the engine has stopped", reason="backend.engine_shutdown")
         if len(self._deliveries) >= self._max_requests:
             raise CapacityExhaustedError(
                 f"{len(self._deliveries)} requests run or wait, which is the limit; retry later or on another worker",

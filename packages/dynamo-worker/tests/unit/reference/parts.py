@@ -31,8 +31,7 @@ def build_core(events: BlockEvents | None = None, connector: Any = None, **optio
     events = events or BlockEvents()
     core = load_engine(ReferenceSettings(**options), events, connector).core
     if connector is not None:
-        events.connector = connector
-        connector.start(core.cache, events.on_tier_change)
+        events.bind(connector, core.cache)
     return core
 
 
