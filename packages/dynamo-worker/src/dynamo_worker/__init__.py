@@ -13,7 +13,7 @@ from dynamo_worker._settings import WorkerSettings
 from dynamo_worker._worker import Worker
 
 if TYPE_CHECKING:
-    from dynamo_worker._reference import ReferenceEngine as ReferenceEngine
+    from dynamo_worker._reference.engine import ReferenceEngine as ReferenceEngine
 
 __all__ = ["MockEngine", "MockSettings", "ReferenceEngine", "Worker", "WorkerSettings", "create_worker"]
 
@@ -21,7 +21,7 @@ __all__ = ["MockEngine", "MockSettings", "ReferenceEngine", "Worker", "WorkerSet
 def __getattr__(name: str) -> Any:
     # NumPy and the model code are loaded only by those who compute with them.
     if name == "ReferenceEngine":
-        from dynamo_worker._reference import ReferenceEngine
+        from dynamo_worker._reference.engine import ReferenceEngine
 
         return ReferenceEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

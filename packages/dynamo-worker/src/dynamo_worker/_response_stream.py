@@ -7,7 +7,6 @@ its output is held and merged up to a bound, and the handler's coroutine sends i
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
 
 from dynamo_core.clock import Clock
 from dynamo_core.enums import FinishReason
@@ -95,7 +94,7 @@ class ResponseStream:
     def fail(self, error: DynamoError) -> None:
         """Take the engine's own error; output before it still goes out."""
         self.engine_done = True
-        self.end(cast("Any", error) if isinstance(error, DynamoError) else unknown_engine_error(error))
+        self.end(error)
 
     def finish(self) -> None:
         """The engine's iterator ended: fine if every choice has, else a broken stream."""

@@ -25,27 +25,41 @@ class WorkerSettings(DynamoSettings):
 
     engine: str = Field(default="reference", min_length=1, description="engine plug-in to host")
     worker_component: str = Field(
-        "backend", pattern=r"^[A-Za-z0-9_-]{1,128}$", description="component part of the endpoint that is served"
+        default="backend",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="component part of the endpoint",
     )
     worker_endpoint: str = Field(
-        "generate", pattern=r"^[A-Za-z0-9_-]{1,128}$", description="endpoint part of the endpoint that is served"
+        default="generate",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="last part of the endpoint",
     )
     served_model_name: str = Field(default="", description="model name clients use; the engine's own if empty")
-    lease_ttl_s: float = Field(default=10.0, gt=0, le=3600, description="seconds a dead worker stays in discovery at most")
-    engine_request_limit: int | None = Field(
-        None, ge=1, description="requests inside the engine at once; 1.5 x max_num_seqs x dp size if unset"
+    lease_ttl_s: float = Field(
+        default=10.0, gt=0, le=3600, description="seconds a dead worker stays in discovery at most"
     )
-    request_queue_limit: int = Field(default=1024, ge=0, description="requests that may wait for the engine; 0 refuses at once")
-    request_queue_timeout_ms: float = Field(default=5000.0, gt=0, description="milliseconds a request waits before refusal")
+    engine_request_limit: int | None = Field(
+        default=None, ge=1, description="requests inside the engine at once; 1.5 x max_num_seqs x dp size if unset"
+    )
+    request_queue_limit: int = Field(
+        default=1024, ge=0, description="requests that may wait for the engine; 0 refuses at once"
+    )
+    request_queue_timeout_ms: float = Field(
+        default=5000.0, gt=0, description="milliseconds a request waits before refusal"
+    )
     response_buffer_bytes: int = Field(
-        1 << 20, ge=1024, description="output held per request for a reader that does not keep up"
+        default=1 << 20, ge=1024, description="output held per request for a reader that does not keep up"
     )
     stall_timeout_s: float = Field(
-        120.0, ge=0, description="seconds without output after which a request fails and the engine is probed; 0 never"
+        default=120.0,
+        ge=0,
+        description="seconds without output until a request fails and the engine is probed; 0 never",
     )
     cancel_timeout_s: float = Field(default=5.0, gt=0, description="seconds the engine gets to end a cancelled request")
     kv_events: bool = Field(default=True, description="publish KV cache events and answer queries for them")
-    kv_event_ring_events: int = Field(default=16384, ge=16, description="KV events kept per dp rank to fill gaps of readers")
+    kv_event_ring_events: int = Field(
+        default=16384, ge=16, description="KV events kept per dp rank to fill gaps of readers"
+    )
     kv_index_blocks: int = Field(default=1 << 20, ge=1, description="blocks per dp rank that are advertised at most")
     load_interval_s: float = Field(default=0.1, gt=0, le=60, description="least seconds between two load reports")
     load_heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="most seconds between two load reports")
@@ -55,7 +69,9 @@ class WorkerSettings(DynamoSettings):
     )
     tool_call_parser: str = Field(default="", description="parser of tool calls that frontends use for this model")
     reasoning_parser: str = Field(default="", description="parser of reasoning that frontends use for this model")
-    canary_idle_s: float = Field(default=10.0, ge=0, description="seconds without traffic after which a probe is sent; 0 never")
+    canary_idle_s: float = Field(
+        default=10.0, ge=0, description="seconds without traffic after which a probe is sent; 0 never"
+    )
     canary_timeout_s: float = Field(default=3.0, gt=0, description="seconds in which a probe must be answered")
 
     @model_validator(mode="after")

@@ -169,7 +169,8 @@ class Worker:
         name = type(self._engine).__name__
         if self._connector is not None and not isinstance(self._engine, SupportsKvBlocks):
             raise ConfigurationError(
-                f"engine {name} gives no access to its KV blocks; leave out --kv-connector {self._settings.kv_connector}"
+                f"engine {name} gives no access to its KV blocks; "
+                f"leave out --kv-connector {self._settings.kv_connector}"
             )
         asked = "kv_events" in self._settings.model_fields_set and self._settings.kv_events
         if asked and not isinstance(self._engine, SupportsKvEvents):
@@ -289,12 +290,9 @@ class Worker:
             metrics=self._metrics,
         )
         self._handler.on_activity = reports.notify
-        for coroutine, name in (
-            (reports.run(), "load"),
-            (self._watch.sweep(), "limits"),
-            (self._watch.canary(), "canary"),
-        ):
-            task = self._context.spawn(coroutine, name=f"{self.name} {name}")
+        loops = {"load": reports.run(), "limits": self._watch.sweep(), "canary": self._watch.canary()}
+        for name, loop in loops.items():
+            task = self._context.spawn(loop, name=f"{self.name} {name}")
             self._exit.push_async_callback(_cancelled, task)
         self._exit.push_async_callback(self._watch.close)
 

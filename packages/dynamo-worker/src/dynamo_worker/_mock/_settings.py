@@ -20,7 +20,9 @@ class MockSettings(DynamoSettings):
     model_path: str = Field(default="", description="folder with a tokenizer; output then is words of its vocabulary")
     vocab_size: int = Field(default=2112, ge=8, description="token ids to draw from when there is no --model-path")
     context_length: int = Field(default=32768, ge=2, description="most tokens of prompt and output together")
-    default_output_tokens: int = Field(default=128, ge=1, description="longest output of a request that sets no max_tokens")
+    default_output_tokens: int = Field(
+        default=128, ge=1, description="longest output of a request that sets no max_tokens"
+    )
     total_kv_blocks: int = Field(default=16384, ge=2, description="KV blocks of each dp rank")
     kv_block_size: int = Field(default=64, ge=1, le=1024, description="tokens of one KV block")
     prefix_caching: bool = Field(default=True, description="keep full blocks and reuse them")
@@ -28,7 +30,9 @@ class MockSettings(DynamoSettings):
     max_num_seqs: int = Field(default=256, ge=1, description="sequences that run at once on each dp rank")
     max_num_batched_tokens: int = Field(default=8192, ge=1, description="tokens of one step")
     preemption: Literal["lifo", "fifo"] = Field(default="lifo", description="which running sequence gives way first")
-    watermark: float = Field(default=0.01, ge=0, lt=1, description="share of blocks kept free when a prompt is admitted")
+    watermark: float = Field(
+        default=0.01, ge=0, lt=1, description="share of blocks kept free when a prompt is admitted"
+    )
     speedup_ratio: float = Field(default=1.0, gt=0, description="how many times faster than the modelled hardware")
     decode_speedup_ratio: float = Field(default=1.0, gt=0, description="further speed-up of decoding alone")
     startup_time_s: float = Field(default=0.0, ge=0, description="seconds that start takes")
