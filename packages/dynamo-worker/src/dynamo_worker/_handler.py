@@ -204,7 +204,7 @@ class GenerateHandler:
 
     def _close(self, request_id: str, stream: ResponseStream, pump: asyncio.Task[None] | None, outcome: str) -> None:
         stream.end(None, drop_held=True)
-        if not stream.engine_done:
+        if not stream.engine_done and stream.stopped_at_s is None:
             self._abort(request_id)
         if pump is not None and not pump.done():
             pump.cancel()

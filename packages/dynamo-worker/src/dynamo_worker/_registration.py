@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import structlog
+
 from dynamo_core.discovery import Discovery, Instance, Lease, ModelRecord
+from dynamo_core.errors import UnavailableError
 from dynamo_core.wire import INSTANCE, MODEL_RECORD
+
+log = structlog.get_logger(__name__)
 
 
 class Registration:
@@ -52,12 +57,19 @@ class Registration:
             if not self.registered:
                 return
             self.registered = False
-            for key, _ in reversed(self._records):
-                await self._discovery.delete(key)
+            try:
+                for key, _ in reversed(self._records):
+                    await self._discovery.delete(key)
+            except UnavailableError as error:
+                # The records outlive us by at most the lease; whoever still comes is refused as draining.
+                log.warning("discovery unreachable while leaving", reason=error.reason)
 
     async def close(self) -> None:
         """Leave and end the lease. Idempotent."""
         await self.leave()
         if self._lease is not None:
             lease, self._lease = self._lease, None
-            await lease.revoke()
+            try:
+                await lease.revoke()
+            except UnavailableError as error:
+                log.warning("lease left to expire", reason=error.reason)

@@ -103,8 +103,8 @@ class ResponseStream:
             self.end(self.guard.incomplete())
 
     def end(self, error: DynamoError | None, *, drop_held: bool = False) -> None:
-        """End the stream for a reason of the host. The first end counts."""
-        if self._ended:
+        """End the stream for a reason of the host. The first end counts, unless its output is dropped unsent."""
+        if self._ended and not (drop_held and self._held):
             return
         self._ended = True
         self._error = error

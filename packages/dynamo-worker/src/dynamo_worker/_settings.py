@@ -12,7 +12,6 @@ _NEEDS: dict[str, tuple[str, str]] = {
     "kv_event_ring_events": ("kv_events", "--kv-events"),
     "kv_index_blocks": ("kv_events", "--kv-events"),
     "kv_connector_options": ("kv_connector", "--kv-connector NAME"),
-    "canary_timeout_s": ("canary_idle_s", "--canary-idle-s SECONDS"),
     "request_queue_timeout_ms": ("request_queue_limit", "--request-queue-limit COUNT"),
 }
 """Options that have an effect only if another one is set: name, and how to set it."""
@@ -72,7 +71,7 @@ class WorkerSettings(DynamoSettings):
     canary_idle_s: float = Field(
         default=10.0, ge=0, description="seconds without traffic after which a probe is sent; 0 never"
     )
-    canary_timeout_s: float = Field(default=3.0, gt=0, description="seconds in which a probe must be answered")
+    probe_timeout_s: float = Field(default=3.0, gt=0, description="seconds in which a probe must be answered")
 
     @model_validator(mode="after")
     def _refuse_ignored_options(self) -> Self:

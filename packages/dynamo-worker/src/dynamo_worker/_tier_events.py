@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 from dynamo_core.engine import KvEventSink
@@ -18,20 +19,25 @@ class PublishingConnector:
         self._connector = connector
         self._sink: KvEventSink | None = None
         self._early: list[TierChange] = []
+        # An engine may report the same change to the same sink, which drops repeats; a change of another thread must
+        # not come between the two reports.
+        self._order = threading.Lock()
 
     def bind(self, sink: KvEventSink) -> None:
         """Report to ``sink`` from now on."""
-        self._sink = sink
-        early, self._early = self._early, []
-        for change in early:
-            _report(change, sink)
+        with self._order:
+            self._sink = sink
+            early, self._early = self._early, []
+            for change in early:
+                _report(change, sink)
 
     def start(self, access: BlockAccess, on_change: Callable[[TierChange], None]) -> None:
         """Bind to an engine; its own listener hears of every change too."""
 
         def publish(change: TierChange) -> None:
-            self._publish(change)
-            on_change(change)
+            with self._order:
+                self._publish(change)
+                on_change(change)
 
         self._connector.start(access, publish)
 

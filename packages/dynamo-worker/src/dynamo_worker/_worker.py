@@ -71,12 +71,18 @@ class Worker:
         self._handler: GenerateHandler | None = None
         self._registration: Registration | None = None
         self._watch: EngineWatch | None = None
+        self._served: ServedEndpoint | None = None
         self._check_engine()
 
     @property
     def name(self) -> str:
         """Name for logs and health."""
         return f"worker-{format_instance_id(self.instance_id)}"
+
+    @property
+    def address(self) -> str:
+        """URL of the generate endpoint on the request plane; empty before start."""
+        return self._served.address if self._served is not None else ""
 
     async def start(self) -> None:
         """Start the engine, serve it, and register it; when this returns it is in discovery.
@@ -252,6 +258,7 @@ class Worker:
             on_suspicion=self._suspect,
         )
         served = await self._context.request_plane.serve(self.endpoint, self._handler, schema=config.types.request)
+        self._served = served
         self._exit.push_async_callback(served.close)
         return served
 
@@ -271,7 +278,7 @@ class Worker:
             address=served.address,
             endpoint=self.endpoint,
             model=config.model,
-            timeout_s=self._settings.canary_timeout_s,
+            timeout_s=self._settings.probe_timeout_s,
             clock=self._context.clock,
             metrics=self._metrics,
         )
