@@ -191,14 +191,14 @@ class Scheduler:
 
 
 def _stats(step: Step) -> ScheduledStats:
-    prefill = [count for sequence, count in step.tokens.items() if count > 1 or not sequence.computed]
-    prefill_kv = sum(sequence.computed for sequence, count in step.tokens.items() if count > 1)
-    decode = [sequence.computed for sequence, count in step.tokens.items() if count == 1 and sequence.computed]
+    prefill = [(sequence.computed, count) for sequence, count in step.tokens.items() if not sequence.decoding]
+    decode = [sequence.computed for sequence in step.tokens if sequence.decoding]
+    lengths = [count for _, count in prefill]
     return ScheduledStats(
         num_prefill_requests=len(prefill),
-        sum_prefill_tokens=sum(prefill),
-        var_prefill_length=_variance(prefill),
-        sum_prefill_kv_tokens=prefill_kv,
+        sum_prefill_tokens=sum(lengths),
+        var_prefill_length=_variance(lengths),
+        sum_prefill_kv_tokens=sum(computed for computed, _ in prefill),
         num_decode_requests=len(decode),
         sum_decode_kv_tokens=sum(decode),
         var_decode_kv_tokens=_variance(decode),

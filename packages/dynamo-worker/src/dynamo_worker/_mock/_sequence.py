@@ -39,6 +39,7 @@ class Sequence:
         emitted: Output tokens handed out.
         hashes: Sequence hashes of its registered blocks.
         private: Its blocks that are not registered.
+        decoding: Whether its prefill is complete.
     """
 
     shared: RequestState
@@ -58,6 +59,7 @@ class Sequence:
     finish: FinishReason | None = None
     stop_token_id: int | None = None
     ended: bool = False
+    decoding: bool = False
     stops: frozenset[int] = field(init=False)
     eos: frozenset[int] = field(init=False)
     _reusable: list[int] | None = None
@@ -97,6 +99,7 @@ class Sequence:
     def restart(self) -> None:
         """Forget what was computed, after its blocks were taken away."""
         self.computed = self.private = 0
+        self.decoding = False
         self.hashes = []
         self._reusable = None
 
@@ -119,6 +122,7 @@ class Sequence:
 
     def draw(self) -> None:
         """Generate the next token, or end at a stop token or at the limit."""
+        self.decoding = True
         token = self.vocabulary.token(self.key, self.generated)
         if (token in self.stops or token in self.eos) and self.generated >= self.shared.request.stop.min_tokens:
             self.finish = FinishReason.STOP if token in self.stops else FinishReason.EOS
