@@ -19,6 +19,7 @@ from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_worker._reference._assembly import LoadedEngine, load_engine
 from dynamo_worker._reference._core import ActiveRequest, Output, StepStats
+from dynamo_worker._reference._delivery import Delivery, Mailbox
 from dynamo_worker._reference._events import BlockEvents
 from dynamo_worker._reference._metrics import EngineMetrics
 from dynamo_worker._reference._scheduler import waiting_prefill_tokens
@@ -72,7 +73,7 @@ class ReferenceEngine:
         return _engine_config(self._settings, loaded)
 
     async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
-        """Yield one chunk a token; stopping the context or closing the iterator frees the request within a step.
+        """Yield tokens as they come; stopping the context or closing the iterator frees the request within a step.
 
         Raises:
             InvalidRequestError: for a request it cannot serve, before the first chunk.
@@ -80,17 +81,15 @@ class ReferenceEngine:
             UnavailableError: if the engine drains or has stopped.
         """
         running = self._require_running()
-        sink = _QueueSink()
-        active = running.submit(request, sink)
+        mailbox = Mailbox()
+        active = running.submit(request, mailbox)
         context.on_stop(lambda: running.abort(active))
         try:
             while True:
-                item = await sink.items.get()
-                if isinstance(item, DynamoError):
-                    raise item
-                yield item
-                if item.usage is not None:
-                    return
+                for chunk in await mailbox.take():
+                    yield chunk
+                    if chunk.usage is not None:
+                        return
         finally:
             running.abort(active)
 
@@ -190,7 +189,7 @@ class _Running:
         self._max_requests = settings.max_waiting_requests + settings.max_num_seqs
         self._seed = context.seed if settings.seed is None else settings.seed
         self._submitted = 0
-        self._sinks: dict[ActiveRequest, ChunkSink] = {}
+        self._deliveries: dict[ActiveRequest, Delivery] = {}
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -204,17 +203,19 @@ class _Running:
             eos=self._loaded.config.eos_token_ids,
         )
         active = self.core.activate(request, self._seed_of(request))
-        self._sinks[active] = sink
+        self._deliveries[active] = Delivery(sink)
         self._idle.clear()
         self.thread.post(lambda: self.core.add(active))
         return active
 
     def abort(self, active: ActiveRequest) -> None:
-        if active in self._sinks:
+        delivery = self._deliveries.get(active)
+        if delivery is not None and not delivery.is_aborted:
+            delivery.is_aborted = True
             self.thread.post(lambda: self.core.abort(active))
 
     def abort_id(self, request_id: str) -> None:
-        for active in self._sinks:
+        for active in self._deliveries:
             if active.request.request_id == request_id:
                 self.abort(active)
 
@@ -228,7 +229,7 @@ class _Running:
             kv_used_blocks=self.core.pool.num_used_blocks,
             kv_total_blocks=self.core.pool.num_blocks,
             active_requests=running,
-            waiting_requests=max(len(waiting), len(self._sinks) - running),
+            waiting_requests=max(len(waiting), len(self._deliveries) - running),
             waiting_prefill_tokens=waiting_prefill_tokens(waiting),
             cache_hit_rate=self.core.cache_hit_rate,
             reported_at_s=self._context.clock.time(),
@@ -239,9 +240,9 @@ class _Running:
             raise UnavailableError("the engine drains; send the request to another worker", reason="backend.draining")
         if not self.thread.is_alive:
             raise UnavailableError("the engine has stopped", reason="backend.engine_shutdown")
-        if len(self._sinks) >= self._max_requests:
+        if len(self._deliveries) >= self._max_requests:
             raise CapacityExhaustedError(
-                f"{len(self._sinks)} requests run or wait, which is the limit; retry later or on another worker",
+                f"{len(self._deliveries)} requests run or wait, which is the limit; retry later or on another worker",
                 reason="capacity.worker_overloaded",
             )
 
@@ -253,17 +254,15 @@ class _Running:
 
     def _deliver(self, outputs: list[Output], stats: StepStats | None, wall_time_s: float) -> None:
         for active, item in outputs:
-            sink = self._sinks.get(active)
-            if sink is None:
-                continue
+            delivery = self._deliveries[active]
             if isinstance(item, DynamoError):
-                del self._sinks[active]
-                sink.fail(item)
+                del self._deliveries[active]
+                delivery.fail(item)
                 continue
             if item.usage is not None:
-                del self._sinks[active]
-            sink.push(item)
-        if not self._sinks:
+                del self._deliveries[active]
+            delivery.push(item)
+        if not self._deliveries:
             self._idle.set()
         self._metrics.observe(self.core, stats, wall_time_s)
         if stats is not None:
@@ -277,19 +276,6 @@ class _Running:
             queued=stats.queued,
             timestamp_s=self._context.clock.time(),
         )
-
-
-class _QueueSink:
-    """Hands pushed chunks to an iterator. Bounded by the request's own output."""
-
-    def __init__(self) -> None:
-        self.items: asyncio.Queue[GenerateChunk | DynamoError] = asyncio.Queue()
-
-    def push(self, chunk: GenerateChunk) -> None:
-        self.items.put_nowait(chunk)
-
-    def fail(self, error: DynamoError) -> None:
-        self.items.put_nowait(error)
 
 
 def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine) -> EngineConfig:
