@@ -42,12 +42,18 @@ class KvIndex:
 
     Args:
         max_blocks: Most blocks it holds; further ones are not advertised.
+
+    Attributes:
+        refused: Blocks not advertised for lack of room.
+        orphans: Blocks not advertised because their parents are not: nobody could match them, and readers would take
+            the unknown parent for a lost event.
     """
 
     def __init__(self, max_blocks: int) -> None:
         self._max_blocks = max_blocks
         self._blocks: dict[int, _Block] = {}
         self.refused = 0
+        self.orphans = 0
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -103,6 +109,9 @@ class KvIndex:
             added = not known.tiers & bit
             known.tiers |= bit
             return added
+        if block.parent_hash is not None and block.parent_hash not in self._blocks:
+            self.orphans += 1
+            return False
         if not bit or len(self._blocks) >= self._max_blocks:
             self.refused += 1
             return False

@@ -141,10 +141,13 @@ class KvPublisher:
         return [self._number(BlocksCleared(self._next_id()))] if self._index.clear() else []
 
     def _apply_stored(self, report: _Stored) -> list[KvEvent]:
-        refused = self._index.refused
-        runs = self._index.store(report.blocks, report.tier, report.lora)
-        if self._index.refused > refused:
-            self._metrics.kv_events_dropped.labels(reason="index_full").inc(self._index.refused - refused)
+        index, dropped = self._index, self._metrics.kv_events_dropped
+        refused, orphans = index.refused, index.orphans
+        runs = index.store(report.blocks, report.tier, report.lora)
+        if index.refused > refused:
+            dropped.labels(reason="index_full").inc(index.refused - refused)
+        if index.orphans > orphans:
+            dropped.labels(reason="unknown_parent").inc(index.orphans - orphans)
         return [self._number(_stored_event(self._next_id(), run, report)) for run in runs]
 
     def _next_id(self) -> int:

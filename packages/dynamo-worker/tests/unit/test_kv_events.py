@@ -171,6 +171,16 @@ async def test_blocks_beyond_the_bound_are_not_advertised(process: Any, reportin
     assert process.metric("dynamo_worker_kv_index_blocks", dp_rank="0") == 2
 
 
+async def test_blocks_whose_parent_is_unknown_are_not_advertised(process: Any, reporting: Any) -> None:
+    worker = await process.worker(reporting, kv_index_blocks=2)
+    reporting.sink.stored(chain(1, 2, 3))
+    reporting.sink.removed([2])
+    reporting.sink.stored(chain(4, parent=3, start=3))
+    batch = await process.query(WorkerId(worker.instance_id), 1)
+    assert [type(event) for event in batch.events] == [BlockStored, BlockRemoved]
+    assert process.metric("dynamo_worker_kv_events_dropped_total", reason="unknown_parent") == 1
+
+
 async def test_without_kv_events_there_is_no_query_endpoint(process: Any, reporting: Any) -> None:
     await process.worker(reporting, kv_events=False)
     assert reporting.sink is None

@@ -91,5 +91,5 @@ def test_contradictions_are_refused(options: dict[str, Any], message: str) -> No
 def test_options_the_engine_would_ignore_are_refused(process: Any, kit: Any) -> None:
     with pytest.raises(ConfigurationError, match="reports no KV events"):
         create_worker(process.context, WorkerSettings(kv_events=True), engine=kit.ScriptedEngine())
-    with pytest.raises(ValueError, match="--vocab-size has no effect with --model-path"):
-        MockSettings(model_path="/m", vocab_size=100)
+    with pytest.raises(ValueError, match="--vocab-size has no effect with --model"):
+        MockSettings(model="/m", vocab_size=100)

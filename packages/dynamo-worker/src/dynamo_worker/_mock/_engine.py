@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Arguments
-from pathlib import Path
 
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
@@ -57,8 +56,8 @@ class MockEngine:
             ConfigurationError: if the model folder cannot be read.
         """
         settings = self._settings
-        if settings.model_path:
-            self._vocabulary = await asyncio.to_thread(Vocabulary.of_model, Path(settings.model_path))
+        if settings.folder is not None:
+            self._vocabulary = await asyncio.to_thread(Vocabulary.of_model, settings.folder)
         await context.clock.sleep(settings.startup_time_s)
         for number in range(settings.data_parallel_size):
             rank = Rank(WorkerId(context.instance_id, number), settings, context.clock)
@@ -149,8 +148,8 @@ class MockEngine:
     def _config(self) -> EngineConfig:
         settings = self._settings
         return EngineConfig(
-            model=settings.model_name,
-            model_path=settings.model_path,
+            model=settings.served_name,
+            model_path=str(settings.folder or ""),
             context_length=settings.context_length,
             kv_block_size=settings.kv_block_size,
             eos_token_ids=self._vocabulary.eos,

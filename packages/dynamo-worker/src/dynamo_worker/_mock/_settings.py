@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dynamo_core.settings import DynamoSettings, resolve_settings
+
+BUNDLED_MODELS = Path(__file__).parents[1] / "models"
 
 
 class MockSettings(DynamoSettings):
@@ -16,9 +19,11 @@ class MockSettings(DynamoSettings):
 
     component: ClassVar[str] = "mock"
 
-    model_name: str = Field(default="mock", min_length=1, description="model name to serve")
-    model_path: str = Field(default="", description="folder with a tokenizer; output then is words of its vocabulary")
-    vocab_size: int = Field(default=2112, ge=8, description="token ids to draw from when there is no --model-path")
+    model: str = Field(
+        default="", description="model folder, or name of a bundled one, whose words the output is made of"
+    )
+    model_name: str = Field(default="", description="name that clients use; the folder's name, or mock, if empty")
+    vocab_size: int = Field(default=2112, ge=8, description="token ids to draw from when there is no --model")
     context_length: int = Field(default=32768, ge=2, description="most tokens of prompt and output together")
     default_output_tokens: int = Field(
         default=128, ge=1, description="longest output of a request that sets no max_tokens"
@@ -40,9 +45,22 @@ class MockSettings(DynamoSettings):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        if self.model_path and "vocab_size" in self.model_fields_set:
-            raise ValueError("--vocab-size has no effect with --model-path; leave one of them out")
+        if self.model and "vocab_size" in self.model_fields_set:
+            raise ValueError("--vocab-size has no effect with --model; leave one of them out")
         return self
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the model; None without one."""
+        if not self.model:
+            return None
+        bundled = BUNDLED_MODELS / self.model
+        return bundled if bundled.is_dir() else Path(self.model)
+
+    @property
+    def served_name(self) -> str:
+        """Name that clients use."""
+        return self.model_name or (self.folder.name if self.folder is not None else "mock")
 
     @classmethod
     def from_args(cls, args: Sequence[str]) -> MockSettings:

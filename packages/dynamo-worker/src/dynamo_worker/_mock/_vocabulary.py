@@ -51,7 +51,7 @@ class Vocabulary:
         added = {int(token["id"]) for token in tokenizer.get("added_tokens", [])}
         words = sorted(i for text, i in vocab.items() if i not in added and _WORD.fullmatch(text))
         if not words:
-            raise ConfigurationError(f"{folder / 'tokenizer.json'} has no word tokens; leave out --model-path")
+            raise ConfigurationError(f"{folder / 'tokenizer.json'} has no word tokens; leave out --model")
         eos: object = config.get("eos_token_id", [])
         ids = cast("list[int]", eos) if isinstance(eos, list) else [cast("int", eos)]
         return cls(words, size=int(config.get("vocab_size", max(words) + 1)), eos=ids)
@@ -70,4 +70,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--model-path: cannot read {path}: {error}; give a model folder") from error
+        raise ConfigurationError(f"--model: cannot read {path}: {error}; give a model folder") from error

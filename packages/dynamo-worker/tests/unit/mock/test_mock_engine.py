@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dynamo_core.enums import FinishReason
-from dynamo_core.errors import InvalidRequestError, UnavailableError
+from dynamo_core.errors import ConfigurationError, InvalidRequestError, UnavailableError
 from dynamo_core.events import BlockRemoved, BlockStored
 from dynamo_core.ids import WorkerId
 from dynamo_core.planes import FORWARD_PASS, KV_EVENTS, LOAD
@@ -296,9 +296,22 @@ async def test_with_a_model_folder_the_output_is_words_of_its_tokenizer(process:
         json.dumps({"added_tokens": [{"id": 0}, {"id": 1}], "model": {"vocab": vocab}})
     )
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 7, "eos_token_id": 1}))
-    await process.worker(mock(model_path=str(tmp_path)))
+    await process.worker(mock(model=str(tmp_path)))
     (record,) = await process.models()
     assert record.card.eos_token_ids == (1,)
     assert set(record.card.files) == {"config", "tokenizer"}
     reply = await process.ask(kit.request(max_tokens=64))
     assert set(reply.tokens) == {3, 4, 6}
+
+
+async def test_a_bundled_model_is_found_by_name(process: Any, kit: Any) -> None:
+    await process.worker(mock(model="tinylm"))
+    (record,) = await process.models()
+    assert record.card.name == "tinylm"
+    assert {"tokenizer", "tokenizer_config", "chat_template", "config"} <= set(record.card.files)
+    assert Path(record.card.model_path, record.card.files["tokenizer"].uri).is_file()
+
+
+async def test_a_missing_model_names_flag_and_path(process: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"--model: cannot read nowhere/tokenizer\.json"):
+        await process.worker(mock(model="nowhere"))
