@@ -226,7 +226,7 @@ class GenerateHandler:
             self._metrics.cached_tokens.inc(stream.guard.usage.cached_tokens)
 
     def _stop(self, request_id: str, stream: ResponseStream) -> None:
-        if stream.stopped_at_s is None and not stream.engine_done and request_id in self.active:
+        if stream.stopped_at_s is None and not stream.engine_done and self.active.get(request_id) is stream:
             stream.stopped_at_s = self._clock.monotonic()
             self._abort(request_id)
 

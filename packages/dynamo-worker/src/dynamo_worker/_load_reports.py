@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 
 import msgspec
+import structlog
 
 from dynamo_core.clock import Clock
 from dynamo_core.engine import Engine, SupportsForwardPassMetrics, SupportsLoad
@@ -16,6 +17,8 @@ from dynamo_core.planes import Publisher
 from dynamo_core.wire import FORWARD_PASS_METRICS, WORKER_LOAD
 from dynamo_worker._deadline import within
 from dynamo_worker._metrics import WorkerMetrics
+
+log = structlog.get_logger(__name__)
 
 
 class LoadReports:
@@ -94,9 +97,13 @@ class LoadReports:
         await self._activity.wait()
 
     def _reported(self, dp_rank: int) -> ReportedLoad:
-        if self._engine is None:
-            return ReportedLoad(active_requests=self._active())
-        return msgspec.structs.replace(self._engine.load(dp_rank=dp_rank), reported_at_s=0.0)
+        if self._engine is not None:
+            try:
+                return msgspec.structs.replace(self._engine.load(dp_rank=dp_rank), reported_at_s=0.0)
+            except Exception:  # a report is not worth a process; the engine is not asked again
+                log.exception("engine cannot tell its load; reporting requests only")
+                self._engine = None
+        return ReportedLoad(active_requests=self._active())
 
     def _publish_one(self, worker: WorkerId, load: ReportedLoad) -> None:
         stamped = msgspec.structs.replace(load, reported_at_s=self._clock.time())

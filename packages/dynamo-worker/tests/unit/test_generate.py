@@ -279,6 +279,19 @@ async def test_a_killed_call_aborts_in_the_engine(process: Any, kit: Any) -> Non
     assert reply.chunks == []
 
 
+async def test_a_failing_abort_puts_the_engine_under_suspicion(process: Any, kit: Any) -> None:
+    class NoAbort(kit.ScriptedEngine):
+        async def abort(self, request_id: str) -> None:
+            raise RuntimeError("cannot")
+
+    worker = await process.worker(NoAbort(lambda request, sink: request.health_check and count_to(1)(request, sink)))
+    reply = await process.open(kit.request())
+    reply.call.cancel(kill=True)
+    await process.clock.settle()
+    assert process.metric("dynamo_worker_probes_total", outcome="answered") == 1
+    assert worker.health().state is HealthState.READY
+
+
 async def test_an_engine_that_ignores_a_cancellation_is_left_behind(process: Any, kit: Any) -> None:
     engine = kit.ScriptedEngine()
     worker = await process.worker(engine, cancel_timeout_s=2.0)

@@ -89,6 +89,23 @@ async def test_an_engine_without_load_reports_its_requests(process: Any, kit: An
     assert reports.take()[-1].reported.active_requests == 1
 
 
+async def test_an_engine_that_cannot_tell_its_load_is_not_asked_again(process: Any, kit: Any) -> None:
+    class Confused(kit.ScriptedEngine):
+        asked = 0
+
+        def load(self, *, dp_rank: int = 0) -> ReportedLoad:
+            self.asked += 1
+            raise IndexError("no such rank")
+
+    engine = Confused()
+    worker = await process.worker(engine, load_interval_s=0.1, load_heartbeat_s=0.1)
+    reports = Reports(process, WORKER_LOAD, await process.subscribe(LOAD, worker.endpoint))
+    await process.open(kit.request())
+    await process.clock.advance(1)
+    assert reports.take()[-1].reported.active_requests == 1
+    assert engine.asked == 1
+
+
 async def test_each_forward_pass_is_published_and_idle_ones_are_marked(process: Any, kit: Any) -> None:
     engine = engine_with_load(kit)
     worker = await process.worker(engine)
