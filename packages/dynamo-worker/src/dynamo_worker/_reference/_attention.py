@@ -64,7 +64,7 @@ class AttentionPlan:
         ends: Ints = np.cumsum(lengths)
         self.last_rows: Ints = ends - 1
         self.positions: Ints = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
-        self.blocks = np.concatenate([_block_of_rows(segment, block_size) for segment in segments])
+        self.blocks = np.array([block for segment in segments for block in _block_of_rows(segment, block_size)])
         self.offsets = self.positions % block_size
         self._groups = [*_decode_groups(segments, self.last_rows, block_size)]
         for segment, last in zip(segments, self.last_rows.tolist(), strict=True):
@@ -111,9 +111,11 @@ def _softmax_average(query: Floats, keys: Floats, values: Floats, hidden: npt.ND
     return (scores @ values) / total
 
 
-def _block_of_rows(segment: Segment, block_size: int) -> Ints:
-    first, count = segment.start, len(segment.token_ids)
-    return np.array([segment.block_ids[position // block_size] for position in range(first, first + count)])
+def _block_of_rows(segment: Segment, block_size: int) -> list[int]:
+    if len(segment.token_ids) == 1:
+        return [segment.block_ids[segment.start // block_size]]
+    stop = segment.start + len(segment.token_ids)
+    return [segment.block_ids[position // block_size] for position in range(segment.start, stop)]
 
 
 def _decode_groups(segments: Sequence[Segment], rows: Ints, block_size: int) -> Iterator[_Group]:

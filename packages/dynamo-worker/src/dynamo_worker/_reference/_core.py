@@ -244,7 +244,7 @@ class EngineCore:
 def _segment(item: ScheduledSequence) -> Segment:
     sequence = item.sequence
     start = sequence.num_computed_tokens
-    return Segment(sequence.tokens[start : start + item.num_tokens], start, sequence.block_ids())
+    return Segment(sequence.tokens[start : start + item.num_tokens], start, sequence.block_ids)
 
 
 def _chunk(

@@ -1,8 +1,7 @@
 """The forward pass: a ragged batch of sequences over a paged KV cache.
 
 Every row of the batch is one token. Rows of one sequence are consecutive; a sequence brings one row when it decodes
-and many when it prefills. The weights are stored ``[in, out]`` and no product has a single row, because a BLAS sums
-one row in another order than many: the result of a row then depends (almost) not on what else is in the batch.
+and many when it prefills.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from dynamo_worker._reference._attention import AttentionPlan, Segment
 from dynamo_worker._reference._config import ModelConfig
 from dynamo_worker._reference._kv_cache import KVCache
+from dynamo_worker._reference._linear import Linear
 from dynamo_worker._reference._rope import rope_tables, rotate
 from dynamo_worker._reference._safetensors import SafetensorsFolder
 
@@ -25,11 +25,12 @@ Floats = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class _Layer:
     attention_norm: Floats
-    qkv: Floats
-    out: Floats
+    qkv: Linear
+    out: Linear
     mlp_norm: Floats
-    gate_up: Floats
-    down: Floats
+    gate: Linear
+    up: Linear
+    down: Linear
 
 
 class LlamaModel:
@@ -50,7 +51,7 @@ class LlamaModel:
         embeddings = (config.vocab_size, config.hidden_size)
         self._embeddings = weights.read("model.embed_tokens.weight", embeddings)
         head = self._embeddings if config.tied_embeddings else weights.read("lm_head.weight", embeddings)
-        self._head = np.ascontiguousarray(head.T)
+        self._head = Linear(head)
         self._norm = weights.read("model.norm.weight", (config.hidden_size,))
         self._layers = [_load_layer(config, weights, index) for index in range(config.num_layers)]
 
@@ -65,12 +66,12 @@ class LlamaModel:
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
         hidden = self._embeddings[np.concatenate([np.asarray(s.token_ids, dtype=np.int64) for s in segments])]
         for layer, pages in zip(self._layers, cache.data, strict=True):
-            heads = _matmul(self._normalize(hidden, layer.attention_norm), layer.qkv)
+            heads = layer.qkv(self._normalize(hidden, layer.attention_norm))
             query, key, value = self._split_heads(heads, cos, sin)
             pages[plan.blocks, plan.offsets] = np.stack((key, value), axis=2)
-            hidden = hidden + _matmul(plan.attend(query, pages), layer.out)
-            hidden = hidden + self._mlp(layer, hidden)
-        return _matmul(self._normalize(hidden[plan.last_rows], self._norm), self._head)
+            hidden += layer.out(plan.attend(query, pages))
+            hidden += self._mlp(layer, hidden)
+        return self._head(self._normalize(hidden[plan.last_rows], self._norm))
 
     def _split_heads(self, heads: Floats, cos: Floats, sin: Floats) -> tuple[Floats, Floats, Floats]:
         queries, keys = self.config.num_heads, self.config.num_kv_heads
@@ -79,21 +80,15 @@ class LlamaModel:
         return rotated[:, :queries], rotated[:, queries:], heads[:, queries + keys :]
 
     def _mlp(self, layer: _Layer, hidden: Floats) -> Floats:
-        both = _matmul(self._normalize(hidden, layer.mlp_norm), layer.gate_up)
-        gate, up = both[:, : self.config.intermediate_size], both[:, self.config.intermediate_size :]
+        normal = self._normalize(hidden, layer.mlp_norm)
+        gate, up = layer.gate(normal), layer.up(normal)
         with np.errstate(over="ignore"):  # a far negative gate divides by infinity, which is its limit: zero
-            return _matmul(gate / (np.float32(1.0) + np.exp(-gate)) * up, layer.down)
+            return layer.down(gate / (np.float32(1.0) + np.exp(-gate)) * up)
 
     def _normalize(self, hidden: Floats, weight: Floats) -> Floats:
         mean_square: Floats = np.einsum("rh,rh->r", hidden, hidden)[:, None] / np.float32(hidden.shape[-1])
         norm: Floats = np.sqrt(mean_square + np.float32(self.config.rms_norm_eps))
         return hidden / norm * weight
-
-
-def _matmul(rows: Floats, weight: Floats) -> Floats:
-    if len(rows) > 1:
-        return rows @ weight
-    return (np.concatenate((rows, rows)) @ weight)[:1]
 
 
 def _load_layer(config: ModelConfig, weights: SafetensorsFolder, index: int) -> _Layer:
@@ -104,18 +99,20 @@ def _load_layer(config: ModelConfig, weights: SafetensorsFolder, index: int) -> 
     def read(name: str, *shape: int) -> Floats:
         return weights.read(f"{prefix}{name}.weight", shape)
 
-    def fused(*parts: Floats) -> Floats:
-        return np.ascontiguousarray(np.concatenate(parts).T)
-
     return _Layer(
         attention_norm=read("input_layernorm", hidden),
-        qkv=fused(
-            read("self_attn.q_proj", queries, hidden),
-            read("self_attn.k_proj", keys, hidden),
-            read("self_attn.v_proj", keys, hidden),
+        qkv=Linear(
+            np.concatenate(
+                [
+                    read("self_attn.q_proj", queries, hidden),
+                    read("self_attn.k_proj", keys, hidden),
+                    read("self_attn.v_proj", keys, hidden),
+                ]
+            )
         ),
-        out=fused(read("self_attn.o_proj", hidden, queries)),
+        out=Linear(read("self_attn.o_proj", hidden, queries)),
         mlp_norm=read("post_attention_layernorm", hidden),
-        gate_up=fused(read("mlp.gate_proj", inner, hidden), read("mlp.up_proj", inner, hidden)),
-        down=fused(read("mlp.down_proj", hidden, inner)),
+        gate=Linear(read("mlp.gate_proj", inner, hidden)),
+        up=Linear(read("mlp.up_proj", inner, hidden)),
+        down=Linear(read("mlp.down_proj", hidden, inner)),
     )

@@ -53,16 +53,18 @@ class SchedulerOutput:
 
     Attributes:
         scheduled: What to compute.
+        num_tokens: How many tokens that is.
         num_preempted: Sequences that lost their blocks for it.
     """
 
     scheduled: list[ScheduledSequence] = field(default_factory=list[ScheduledSequence])
+    num_tokens: int = 0
     num_preempted: int = 0
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens to compute."""
-        return sum(item.num_tokens for item in self.scheduled)
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        """Give a sequence its share."""
+        self.scheduled.append(ScheduledSequence(sequence, num_tokens))
+        self.num_tokens += num_tokens
 
 
 class Scheduler:
@@ -123,7 +125,7 @@ class Scheduler:
                 if newest is sequence:
                     break
             else:
-                output.scheduled.append(ScheduledSequence(sequence, count))
+                output.add(sequence, count)
 
     def _admit_waiting(self, output: SchedulerOutput) -> None:
         while self.waiting and len(self.running) < self._limits.max_num_seqs:
@@ -141,15 +143,17 @@ class Scheduler:
             self.running.append(sequence)
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
-            output.scheduled.append(ScheduledSequence(sequence, count))
+            output.add(sequence, count)
 
     def _allocate_slots(self, sequence: Sequence, count: int) -> bool:
         size = self._limits.block_size
         needed = -(-(sequence.num_computed_tokens + count) // size) - len(sequence.blocks)
-        blocks = self._pool.allocate(max(0, needed))
+        if needed <= 0:
+            return True
+        blocks = self._pool.allocate(needed)
         if blocks is None:
             return False
-        sequence.blocks.extend(blocks)
+        sequence.hold(blocks)
         return True
 
     def _hold_cached_prefix(self, sequence: Sequence) -> None:
@@ -159,7 +163,7 @@ class Scheduler:
         wanted = sequence.descriptors((len(sequence.tokens) - 1) // self._limits.block_size)
         cached = self._pool.get_computed_blocks(sequence_hashes(wanted))
         self._pool.touch(cached)
-        sequence.blocks = cached
+        sequence.hold(cached)
         self._set_computed(sequence, len(cached))
         if self._connector is not None:
             self._onboard(sequence, self._connector)
@@ -172,7 +176,7 @@ class Scheduler:
         # Making room may have pushed blocks out of the lower tiers: only what arrives whole counts.
         arrived = connector.onboard(missing[: len(fresh)], [block.block_id for block in fresh]) if fresh else 0
         self._pool.free(fresh[arrived:])
-        sequence.blocks.extend(fresh[:arrived])
+        sequence.hold(fresh[:arrived])
         self._register(sequence, held + arrived)
         self._set_computed(sequence, held + arrived)
 
@@ -180,7 +184,7 @@ class Scheduler:
         done = sequence.num_registered_blocks
         if full > done:
             descriptors = sequence.descriptors(full)[done:]
-            sequence.blocks[done:full] = self._pool.register(sequence.blocks[done:full], descriptors)
+            sequence.replace(done, self._pool.register(sequence.blocks[done:full], descriptors))
             sequence.num_registered_blocks = full
 
     def _set_computed(self, sequence: Sequence, blocks: int) -> None:

@@ -44,6 +44,7 @@ class Sequence:
         self.max_output_tokens = _max_output_tokens(request, max_context - self.num_prompt_tokens)
         self.state = SequenceState.WAITING
         self.blocks: list[KVCacheBlock] = []
+        self.block_ids: list[int] = []
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.num_registered_blocks = 0
@@ -66,9 +67,15 @@ class Sequence:
         """Whether more than the newest token is to be computed."""
         return self.num_pending_tokens > 1
 
-    def block_ids(self) -> list[int]:
-        """Return its block table."""
-        return [block.block_id for block in self.blocks]
+    def hold(self, blocks: Items[KVCacheBlock]) -> None:
+        """Append blocks to its block table."""
+        self.blocks.extend(blocks)
+        self.block_ids.extend(block.block_id for block in blocks)
+
+    def replace(self, first: int, blocks: Items[KVCacheBlock]) -> None:
+        """Put blocks of the same content in place of those from ``first`` on."""
+        self.blocks[first : first + len(blocks)] = blocks
+        self.block_ids[first : first + len(blocks)] = [block.block_id for block in blocks]
 
     def descriptors(self, num_blocks: int) -> list[BlockDescriptor]:
         """Return the first full blocks by content; each is hashed once."""
@@ -80,6 +87,7 @@ class Sequence:
     def reset(self) -> None:
         """Forget all progress but the tokens, after its blocks were freed."""
         self.blocks = []
+        self.block_ids = []
         self.num_computed_tokens = 0
         self.num_registered_blocks = 0
 

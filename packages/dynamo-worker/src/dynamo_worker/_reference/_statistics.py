@@ -49,7 +49,7 @@ def queued_stats(waiting: Iterable[Sequence]) -> QueuedStats:
 
 
 def _variance(values: Items[int]) -> float:
-    if not values:
+    if len(values) < 2:
         return 0.0
     mean = sum(values) / len(values)
     return sum((value - mean) ** 2 for value in values) / len(values)

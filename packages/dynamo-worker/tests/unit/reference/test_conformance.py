@@ -18,6 +18,5 @@ class TestReferenceEngineUnderPressure(EngineConformance):
     factory = ReferenceEngine
 
     def make_engine(self) -> Engine:
-        return ReferenceEngine.from_args(
-            "--max-model-len 512 --block-size 4 --num-blocks 128 --max-num-batched-tokens 5 --max-num-seqs 3".split()
-        )
+        small = ["--max-model-len", "512", "--block-size", "4", "--num-blocks", "128"]
+        return ReferenceEngine.from_args([*small, "--max-num-batched-tokens", "5", "--max-num-seqs", "3"])
