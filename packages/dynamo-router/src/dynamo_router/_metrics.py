@@ -37,6 +37,7 @@ class RouterMetrics:
     """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
+        self.registry = metrics.registry
         self._model = model
         self._decisions = metrics.counter(DECISIONS, "Routing decisions", ["model", "policy"])
         self._refused = metrics.counter(REFUSED, "Requests that got no worker", ["model", "reason"])
