@@ -34,7 +34,7 @@ class EventBusConformance(ConformanceSuite, suite=True):
 
     @abstractmethod
     async def make_bus(self) -> EventBus:
-        """Return a new client, not started, of the one bus of this test; called up to twice."""
+        """Return a new client, not started, of the one bus of this test; called up to three times."""
         ...
 
     @asynccontextmanager
