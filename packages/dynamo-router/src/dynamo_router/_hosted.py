@@ -132,6 +132,25 @@ class HostedRouter(KvRouter):
             await subscription.close()
         self._context.health.unregister(self._health_name)
 
+    def upsert_worker(self, worker: WorkerId, card: ModelCard) -> None:
+        """Add a worker or refresh its card; the cache of a new one is asked for.
+
+        Raises:
+            InvalidRequestError: if its block size or hash algorithm is not this router's.
+        """
+        query = self.add_worker(worker, card)
+        if query is None:
+            return
+        if card.runtime_config.enable_local_indexer and card.kv_block_size:
+            self._recovery.request(query)
+        else:
+            self.indexer.abandon(worker, "the worker answers no KV event queries")
+
+    def remove_worker(self, worker: WorkerId) -> None:
+        """Forget a worker, its bookings and what its cache held; unknown ones are ignored."""
+        self._recovery.cancel(worker)
+        super().remove_worker(worker)
+
     def health(self) -> Health:
         """Return whether it can choose, and what it does not know."""
         if not self._synced.is_set():
@@ -222,7 +241,6 @@ class HostedRouter(KvRouter):
             wanted = {WorkerId(instance_id, rank) for rank in range(first, first + config.data_parallel_size)}
         for worker in self.workers():
             if worker.instance_id == instance_id and worker not in wanted:
-                self._recovery.cancel(worker)
                 self.remove_worker(worker)
         self._problems = {worker: text for worker, text in self._problems.items() if worker.instance_id != instance_id}
         for worker in sorted(wanted):
@@ -231,18 +249,11 @@ class HostedRouter(KvRouter):
 
     def _admit(self, worker: WorkerId, card: ModelCard) -> None:
         try:
-            query = self.upsert_worker(worker, card)
+            self.upsert_worker(worker, card)
         except InvalidRequestError as error:
             _log.warning("worker_refused", worker=str(worker), reason=error.message)
             self._problems[worker] = error.message
             self.remove_worker(worker)
-            return
-        if query is None:
-            return
-        if card.runtime_config.enable_local_indexer and card.kv_block_size:
-            self._recovery.request(query)
-        else:
-            self.indexer.abandon(worker, "the worker answers no KV event queries")
 
     def _card_of(self, instance_id: int) -> ModelCard | None:
         if all(instance.instance_id != instance_id for instance in self._instances.values()):

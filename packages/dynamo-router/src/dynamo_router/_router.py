@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynamo_core.cards import ModelCard
 from dynamo_core.clock import Clock, SystemClock
@@ -27,6 +27,9 @@ from dynamo_router._policy import NO_BLOCKS, Candidate, Query
 from dynamo_router._prompt import Prompt, read_prompt
 from dynamo_router._receipts import ReceiptRing
 from dynamo_router._settings import RouterSettings
+
+if TYPE_CHECKING:
+    from dynamo_core.routing import Router, SupportsReceipts, SupportsStaticWorkers
 
 _NO_REASONS: Mapping[int, str] = {}
 
@@ -102,8 +105,16 @@ class KvRouter:
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
-    def upsert_worker(self, worker: WorkerId, card: ModelCard) -> KvEventQuery | None:
+    def upsert_worker(self, worker: WorkerId, card: ModelCard) -> None:
         """Add a worker (one dp rank) or refresh its card.
+
+        Raises:
+            InvalidRequestError: if its block size or hash algorithm is not this router's.
+        """
+        self.add_worker(worker, card)
+
+    def add_worker(self, worker: WorkerId, card: ModelCard) -> KvEventQuery | None:
+        """Do as ``upsert_worker`` does, and tell what to fetch.
 
         Returns:
             The dump of its cache to fetch, if this router is recoverable and the worker is new.
@@ -342,5 +353,10 @@ class KvRouter:
         metrics.reservations.set(len(self._book))
         metrics.receipts.set(len(self._receipts))
 
+
+if TYPE_CHECKING:
+    _ROUTER: type[Router] = KvRouter
+    _RECEIPTS: type[SupportsReceipts] = KvRouter
+    _STATIC_WORKERS: type[SupportsStaticWorkers] = KvRouter
 
 _INDEX_MODES = {StreamState.LIVE: "exact", StreamState.LOSSY: "approximate"}
