@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynamo_router._bits import slots_of
-
 
 class ActiveBlocks:
     """Reference counts of active blocks for every slot, with the usual count of one left implicit."""
@@ -22,35 +20,41 @@ class ActiveBlocks:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def depths(self, hashes: Sequence[int], among: int = -1) -> dict[int, int]:
-        """Return how many leading blocks are active in each slot that has any."""
-        found: dict[int, int] = {}
+    def depths(self, hashes: Sequence[int], among: int = -1) -> list[tuple[int, int]]:
+        """Return ``(leading active blocks, slots)`` for each distinct depth above zero."""
+        found: list[tuple[int, int]] = []
         high = len(hashes)
         alive = self._at(hashes, 0) & among if high else 0
         low = 0
         while alive:
             low = self._last_with(hashes, low, high, alive)
             after = self._at(hashes, low + 1) & alive if low + 1 < high else 0
-            for slot in slots_of(alive & ~after):
-                found[slot] = low + 1
+            found.append((low + 1, alive & ~after))
             alive, low = after, low + 1
         return found
 
     def add(self, slot: int, hashes: Sequence[int]) -> int:
         """Count one request's chain of blocks in a slot; returns how many of them are new there."""
         bit = 1 << slot
-        depth = self.depths(hashes, bit).get(slot, 0)
-        extra = self._extra.setdefault(slot, {})
-        for key in hashes[:depth]:
-            extra[key] = extra.get(key, 0) + 1
+        depth = next((depth for depth, _ in self.depths(hashes, bit)), 0)
+        if depth:
+            extra = self._extra.setdefault(slot, {})
+            for key in hashes[:depth]:
+                extra[key] = extra.get(key, 0) + 1
         holders = self._holders
-        for key in hashes[depth:]:
-            holders[key] = holders.get(key, 0) | bit
-        return len(hashes) - depth
+        fresh = list(hashes[depth:])
+        if holders.keys().isdisjoint(fresh):
+            holders.update(dict.fromkeys(fresh, bit))
+        else:
+            for key in fresh:
+                holders[key] = holders.get(key, 0) | bit
+        return len(fresh)
 
     def remove(self, slot: int, hashes: Sequence[int]) -> int:
         """Take one request's chain out again; returns how many of its blocks nobody there uses any more."""
-        extra = self._extra.get(slot, {})
+        extra = self._extra.get(slot)
+        if not extra:
+            return sum(self._clear(key, 1 << slot) for key in hashes)
         freed = 0
         for key in hashes:
             count = extra.get(key)

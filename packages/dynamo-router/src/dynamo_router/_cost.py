@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from dynamo_router._policy import Candidate, PolicyOptions, Query, least, read_options
+from dynamo_router._policy import NO_BLOCKS, Candidate, PolicyOptions, Query, least, read_options
 
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -65,24 +65,30 @@ class KvPolicy:
     def score(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[float]:
         """Return the linear cost of each candidate."""
         knobs = self.options
-        floor = self._floor(candidates)
         size, tokens, blocks = query.block_size, query.prompt_tokens, query.blocks
-        scale, weight = knobs.prefill_scale, knobs.active_request_weight
+        scale, weight, track = knobs.prefill_scale, knobs.active_request_weight, knobs.track_prefill
+        credits: dict[tuple[int, ...], float] = {NO_BLOCKS: 0.0}
+        decayed = self._decay(query, candidates) if knobs.credit_decay else None
         costs: list[float] = []
         for worker in candidates:
-            prefill = (worker.prefill_tokens + tokens) / size if knobs.track_prefill else 0.0
-            if worker.cached_tokens:
-                prefill = max(prefill - self._credit(worker, floor, query), 0.0)
+            held = worker.tier_blocks
+            credit = credits.get(held)
+            if credit is None:
+                # Few workers differ in what they hold, so the credit is worked out once for each kind.
+                credit = credits[held] = self._credit(held, 1.0)
+            if decayed is not None and held[0]:
+                credit = self._credit(held, decayed[worker.slot])
+            prefill = (worker.prefill_tokens + tokens) / size - credit if track else 0.0
             decode = worker.decode_blocks + blocks - worker.active_blocks
-            costs.append(scale * prefill + decode + weight * worker.active_requests)
+            costs.append((scale * prefill if prefill > 0.0 else 0.0) + decode + weight * worker.active_requests)
         if query.hints.preferred_taints:
             return [cost * taint_factor(query, worker) for cost, worker in zip(costs, candidates, strict=True)]
         return costs
 
     def terms(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[Mapping[str, float]]:
         """Return the cost's parts. ``credit`` is negative, and ``clamp`` gives back what exceeded the work."""
-        floor = self._floor(candidates)
-        return [self._terms(query, worker, floor) for worker in candidates]
+        decays = self._decay(query, candidates)
+        return [self._terms(query, worker, decays[worker.slot]) for worker in candidates]
 
     def pick(self, costs: Sequence[float], candidates: Sequence[Candidate], rng: random.Random) -> int:
         """Take the least cost, or draw from a softmax if a temperature is set."""
@@ -91,13 +97,10 @@ class KvPolicy:
     def chosen(self, query: Query, candidate: Candidate) -> None:
         """Keep no state."""
 
-    def _floor(self, candidates: Sequence[Candidate]) -> int:
-        return min(worker.prefill_tokens for worker in candidates) if self.options.credit_decay else 0
-
-    def _terms(self, query: Query, worker: Candidate, floor: int) -> dict[str, float]:
+    def _terms(self, query: Query, worker: Candidate, decay: float) -> dict[str, float]:
         knobs = self.options
         raw = (worker.prefill_tokens + query.prompt_tokens) / query.block_size if knobs.track_prefill else 0.0
-        credit = self._credit(worker, floor, query) if worker.cached_tokens else 0.0
+        credit = self._credit(worker.tier_blocks, decay)
         terms = {
             "prefill": knobs.prefill_scale * raw,
             "credit": -knobs.prefill_scale * credit,
@@ -109,14 +112,16 @@ class KvPolicy:
             terms["taints"] = sum(terms.values()) * (taint_factor(query, worker) - 1.0)
         return terms
 
-    def _credit(self, worker: Candidate, floor: int, query: Query) -> float:
+    def _decay(self, query: Query, candidates: Sequence[Candidate]) -> dict[int, float]:
+        floor = min(worker.prefill_tokens for worker in candidates)
+        scale = self.options.credit_decay / query.block_size / max(query.blocks, 1)
+        return {worker.slot: 1.0 / (1.0 + scale * (worker.prefill_tokens - floor)) for worker in candidates}
+
+    def _credit(self, held: Sequence[int], decay: float) -> float:
         knobs = self.options
-        device, host, disk, external = worker.tier_blocks
-        credit = knobs.overlap_credit * device
-        if knobs.credit_decay:
-            excess = (worker.prefill_tokens - floor) / query.block_size / max(query.blocks, 1)
-            credit /= 1.0 + knobs.credit_decay * excess
-        return credit + knobs.host_weight * host + knobs.disk_weight * disk + knobs.external_weight * external
+        device, host, disk, external = held
+        lower = knobs.host_weight * host + knobs.disk_weight * disk + knobs.external_weight * external
+        return knobs.overlap_credit * decay * device + lower
 
 
 def taint_factor(query: Query, worker: Candidate) -> float:

@@ -9,6 +9,7 @@ from dynamo_core.errors import InvalidRequestError
 from dynamo_core.ids import WorkerId
 from dynamo_core.load import ProjectedLoad, ReportedLoad, WorkerLoad
 from dynamo_core.tokens import require_algorithm
+from dynamo_router._bits import slots_of
 from dynamo_router._index import BlockIndex
 from dynamo_router._policy import Candidate
 
@@ -41,9 +42,10 @@ class Fleet:
         """Return a candidate, or None."""
         return self._by_id.get(worker)
 
-    def at(self, slot: int) -> Candidate:
-        """Return the candidate in a slot."""
-        return self._by_slot[slot]
+    def within(self, bits: int) -> list[Candidate]:
+        """Return the candidates of a bit set of slots, all of which must be in ``mask``."""
+        table = self._by_slot
+        return [table[slot] for slot in slots_of(bits)]
 
     def upsert(self, worker: WorkerId, card: ModelCard) -> bool:
         """Add a worker or refresh its facts; returns whether it is new.

@@ -53,6 +53,15 @@ class Match:
         self.device: list[tuple[int, int]] = []
         self.lower: list[tuple[int, int, int]] = []
 
+    def groups(self) -> list[tuple[tuple[int, ...], int]]:
+        """Return ``(blocks per tier, workers)``, each worker with any block in exactly one group."""
+        if not self.lower:
+            return [((blocks, 0, 0, 0), bits) for blocks, bits in self.device]
+        groups: dict[tuple[int, ...], int] = {}
+        for slot, blocks in self.by_slot().items():
+            groups[tuple(blocks)] = groups.get(tuple(blocks), 0) | 1 << slot
+        return list(groups.items())
+
     def by_slot(self) -> dict[int, list[int]]:
         """Return blocks per tier for each slot with any."""
         found: dict[int, list[int]] = {}

@@ -97,7 +97,7 @@ class Candidate:
         self.reported: ReportedLoad | None = None
         self.inhibited_until_s = 0.0
         self.inhibited_reason = ""
-        self.tier_blocks: Sequence[int] = NO_BLOCKS
+        self.tier_blocks: tuple[int, ...] = NO_BLOCKS
         self.active_blocks = 0
         self.cached_tokens = 0
 
@@ -117,7 +117,7 @@ class Candidate:
         }
 
 
-NO_BLOCKS: Sequence[int] = (0, 0, 0, 0)
+NO_BLOCKS: tuple[int, ...] = (0, 0, 0, 0)
 
 
 @runtime_checkable

@@ -232,15 +232,18 @@ class KvRouter:
             return touched
         mask, fleet = self._fleet.mask, self._fleet
         if len(self.indexer.index):
-            for slot, blocks in self.indexer.index.match(prompt.hashes, mask).by_slot().items():
-                worker = fleet.at(slot)
-                worker.tier_blocks = blocks
-                worker.cached_tokens = min(sum(blocks) * self.block_size, prompt.tokens)
-                touched.append(worker)
-        for slot, depth in self._book.blocks.depths(prompt.hashes, mask).items():
-            worker = fleet.at(slot)
-            worker.active_blocks = depth
-            touched.append(worker)
+            for blocks, bits in self.indexer.index.match(prompt.hashes, mask).groups():
+                cached = min(sum(blocks) * self.block_size, prompt.tokens)
+                holders = fleet.within(bits)
+                for worker in holders:
+                    worker.tier_blocks = blocks
+                    worker.cached_tokens = cached
+                touched += holders
+        for depth, bits in self._book.blocks.depths(prompt.hashes, mask):
+            users = fleet.within(bits)
+            for worker in users:
+                worker.active_blocks = depth
+            touched += users
         return touched
 
     def _records_candidates(self) -> bool:

@@ -108,11 +108,11 @@ def test_depths_on_every_worker():
     active.add(0, hashes)
     active.add(3, hashes[:5])
     active.add(70, hashes[:5])
-    assert active.depths(hashes) == {0: 8, 3: 5, 70: 5}
-    assert active.depths(hashes, among=1 << 3) == {3: 5}
-    assert active.depths(hashes[:2]) == {0: 2, 3: 2, 70: 2}
-    assert active.depths([]) == {}
-    assert active.depths(chain_hashes([99])) == {}
+    assert active.depths(hashes) == [(5, 1 << 3 | 1 << 70), (8, 1)]
+    assert active.depths(hashes, among=1 << 3) == [(5, 1 << 3)]
+    assert active.depths(hashes[:2]) == [(2, 1 | 1 << 3 | 1 << 70)]
+    assert active.depths([]) == []
+    assert active.depths(chain_hashes([99])) == []
 
 
 actions = st.lists(
