@@ -81,6 +81,7 @@ class LoadBook:
         """Add a request to a worker's load."""
         candidate.decode_blocks += self.blocks.add(candidate.slot, hashes)
         candidate.prefill_tokens += uncached_tokens
+        candidate.prefill.add(reservation, uncached_tokens, now_s)
         candidate.active_requests += 1
         self._booked[reservation] = Reservation(candidate, hashes, uncached_tokens, prompt_tokens, 0, now_s)
 
@@ -88,6 +89,7 @@ class LoadBook:
         """End a request's prefill load; unknown reservations are ignored."""
         booked = self._touch(reservation, now_s)
         if booked is not None:
+            booked.candidate.prefill.finish(reservation, now_s)
             self._end_prefill(booked)
 
     def progress(self, reservation: ReservationId, output_tokens: int, now_s: float) -> None:
@@ -101,12 +103,13 @@ class LoadBook:
         booked.output_blocks += grown
         booked.candidate.decode_blocks += grown
 
-    def release(self, reservation: ReservationId) -> Candidate | None:
+    def release(self, reservation: ReservationId, now_s: float) -> Candidate | None:
         """Take a request out of its worker's load; returns the worker, or None if it was not booked."""
         booked = self._booked.pop(reservation, None)
         if booked is None:
             return None
         candidate = booked.candidate
+        candidate.prefill.drop(reservation, now_s)
         self._end_prefill(booked)
         candidate.active_requests -= 1
         candidate.decode_blocks -= self.blocks.remove(candidate.slot, booked.hashes) + booked.output_blocks
@@ -119,14 +122,14 @@ class LoadBook:
             reservation, booked = next(iter(self._booked.items()))
             if booked.touched_s + self._idle_s > now_s:
                 break
-            self.release(reservation)
+            self.release(reservation, now_s)
             gone.append(reservation)
         return gone
 
-    def drop_worker(self, worker: WorkerId) -> None:
+    def drop_worker(self, worker: WorkerId, now_s: float) -> None:
         """Drop a worker's bookings."""
         for reservation in [key for key, booked in self._booked.items() if booked.candidate.worker == worker]:
-            self.release(reservation)
+            self.release(reservation, now_s)
 
     def _touch(self, reservation: ReservationId, now_s: float) -> Reservation | None:
         booked = self._booked.get(reservation)

@@ -48,6 +48,48 @@ class Query(msgspec.Struct, frozen=True):
     now_s: float
 
 
+class PrefillQueue:
+    """Booked prefills of one worker in order, and how fast it has worked through them.
+
+    Attributes:
+        waiting: Uncached tokens by reservation, oldest first; removed at the first token.
+        since_s: Monotonic time at which the oldest one began.
+        done_tokens: Recent tokens computed while any waited, older ones fading.
+        done_s: Seconds they took.
+    """
+
+    __slots__ = ("done_s", "done_tokens", "since_s", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, int] = {}
+        self.since_s = 0.0
+        self.done_tokens = 0.0
+        self.done_s = 0.0
+
+    def add(self, reservation: str, tokens: int, now_s: float) -> None:
+        """Queue a prefill."""
+        if not self.waiting:
+            self.since_s = now_s
+        self.waiting[reservation] = tokens
+
+    def finish(self, reservation: str, now_s: float) -> None:
+        """Take a prefill out because its first token came, and learn from the time that it took."""
+        tokens = self.waiting.pop(reservation, None)
+        if tokens is None:
+            return
+        if self.done_s > PACE_WINDOW_S:
+            self.done_tokens *= PACE_WINDOW_S / self.done_s
+            self.done_s = PACE_WINDOW_S
+        self.done_tokens += tokens
+        self.done_s += max(now_s - self.since_s, 0.0)
+        self.since_s = now_s
+
+    def drop(self, reservation: str, now_s: float) -> None:
+        """Take a prefill out that will never finish."""
+        if self.waiting.pop(reservation, None) is not None:
+            self.since_s = now_s
+
+
 class Candidate:
     """One worker: its facts, its load at this moment, and what it holds of this prompt.
 
@@ -60,6 +102,7 @@ class Candidate:
         max_num_batched_tokens: Most tokens in one engine step; 0 if unknown.
         taints: Scheduling labels.
         prefill_tokens: Uncached prompt tokens booked and not yet computed.
+        prefill: Order and pace of that work; see ``PrefillQueue``.
         decode_blocks: Distinct blocks of booked requests, their output included.
         active_requests: Requests booked and not complete.
         reported: The worker's own last report.
@@ -76,6 +119,7 @@ class Candidate:
         "inhibited_reason",
         "inhibited_until_s",
         "max_num_batched_tokens",
+        "prefill",
         "prefill_tokens",
         "reported",
         "slot",
@@ -92,6 +136,7 @@ class Candidate:
         self.max_num_batched_tokens = 0
         self.taints: frozenset[str] = frozenset()
         self.prefill_tokens = 0
+        self.prefill = PrefillQueue()
         self.decode_blocks = 0
         self.active_requests = 0
         self.reported: ReportedLoad | None = None
@@ -118,6 +163,8 @@ class Candidate:
 
 
 NO_BLOCKS: tuple[int, ...] = (0, 0, 0, 0)
+PACE_WINDOW_S = 60.0
+"""Seconds of prefill work that a pace is averaged over."""
 
 
 @runtime_checkable

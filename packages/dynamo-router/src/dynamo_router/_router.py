@@ -128,7 +128,7 @@ class KvRouter:
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker, its bookings and what its cache held; unknown ones are ignored."""
-        self._book.drop_worker(worker)
+        self._book.drop_worker(worker, self._clock.monotonic())
         if self._fleet.remove(worker) is not None:
             self.indexer.remove_worker(worker)
 
@@ -241,8 +241,11 @@ class KvRouter:
                 touched += holders
         for depth, bits in self._book.blocks.depths(prompt.hashes, mask):
             users = fleet.within(bits)
+            expected = min(depth * self.block_size, prompt.tokens) if self.settings.assume_kv_reuse else 0
             for worker in users:
                 worker.active_blocks = depth
+                # What an earlier request there is about to compute, this one will find.
+                worker.cached_tokens = max(worker.cached_tokens, expected)
             touched += users
         return touched
 
@@ -317,7 +320,7 @@ class KvRouter:
 
     def complete(self, reservation: ReservationId, outcome: RequestOutcome) -> None:
         """Free a booking and join the outcome with the receipt. Idempotent."""
-        worker = self._book.release(reservation)
+        worker = self._book.release(reservation, self._clock.monotonic())
         self._receipts.join(outcome.decision_id or str(reservation), outcome)
         if worker is not None and outcome.finish_reason is not FinishReason.ERROR:
             worker.inhibited_until_s = 0.0

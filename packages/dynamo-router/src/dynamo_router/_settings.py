@@ -14,7 +14,7 @@ class RouterSettings(DynamoSettings):
 
     component: ClassVar[str] = "router"
 
-    policy: Annotated[str, Field(description="Routing policy by name: kv, round-robin, least-loaded, ...")] = "kv"
+    policy: Annotated[str, Field(description="Routing policy by name: ttft, kv, round-robin, ...")] = "ttft"
     policy_options: dict[str, Any] = Field(
         default_factory=dict, description='Options of the policy as a JSON object, for example {"temperature": 0.5}'
     )
@@ -46,6 +46,9 @@ class RouterSettings(DynamoSettings):
         float | None, Field(gt=0, description="Booked prefill tokens, in largest steps, beyond which it is busy")
     ] = None
     track_output_blocks: Annotated[bool, Field(description="Count the blocks of generated tokens as load")] = True
+    assume_kv_reuse: Annotated[
+        bool, Field(description="Expect a prefix that a booked request computes to be cached for the next one there")
+    ] = True
     recovery_attempts: Annotated[
         int, Field(ge=1, description="Queries to a worker for missed KV events before its stream counts as lossy")
     ] = 5

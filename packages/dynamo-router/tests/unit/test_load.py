@@ -39,9 +39,9 @@ def test_shared_prefixes_count_once():
     book(ledger, "a", one, PATH)
     book(ledger, "b", one, [*PATH[:6], 70])
     assert (one.decode_blocks, one.prefill_tokens, one.active_requests) == (9, 60, 2)
-    ledger.release(ReservationId("a"))
+    ledger.release(ReservationId("a"), 1.0)
     assert (one.decode_blocks, one.prefill_tokens, one.active_requests) == (7, 28, 1)
-    ledger.release(ReservationId("b"))
+    ledger.release(ReservationId("b"), 1.0)
     assert (one.decode_blocks, one.prefill_tokens, one.active_requests) == (0, 0, 0)
     assert len(ledger.blocks) == 0
 
@@ -59,7 +59,7 @@ def test_prefill_ends_at_the_first_token_and_output_grows_by_blocks():
     assert one.decode_blocks == 4
     ledger.progress(ReservationId("a"), 5, 1.0)
     assert one.decode_blocks == 4
-    ledger.release(ReservationId("a"))
+    ledger.release(ReservationId("a"), 1.0)
     assert one.decode_blocks == 0
     ledger.progress(ReservationId("a"), 50, 1.0)
     assert one.decode_blocks == 0
@@ -96,10 +96,10 @@ def test_dropping_a_worker_drops_its_bookings():
     ledger, one, two = new(), worker(0), worker(1)
     book(ledger, "a", one, PATH)
     book(ledger, "b", two, PATH)
-    ledger.drop_worker(one.worker)
+    ledger.drop_worker(one.worker, 1.0)
     assert len(ledger) == 1
-    assert ledger.release(ReservationId("a")) is None
-    assert ledger.release(ReservationId("b")) is two
+    assert ledger.release(ReservationId("a"), 1.0) is None
+    assert ledger.release(ReservationId("b"), 1.0) is two
 
 
 def test_depths_on_every_worker():
@@ -137,7 +137,7 @@ def test_load_equals_a_recount_and_returns_to_zero(actions):
             book(ledger, name, workers[slot], path, now=float(now))
             live[name] = {"slot": slot, "path": path, "prefill": len(path) * 4, "output": 0, "at": now}
         elif kind == "release":
-            ledger.release(name)
+            ledger.release(name, 1.0)
             live.pop(name, None)
         elif kind == "first":
             ledger.first_token(name, float(now))
@@ -157,6 +157,6 @@ def test_load_equals_a_recount_and_returns_to_zero(actions):
             assert candidate.prefill_tokens == sum(entry["prefill"] for entry in mine)
             assert candidate.decode_blocks == len(distinct) + sum(entry["output"] for entry in mine)
     for name in list(live):
-        ledger.release(ReservationId(name))
+        ledger.release(ReservationId(name), 1.0)
     assert all(one.prefill_tokens == one.decode_blocks == one.active_requests == 0 for one in workers)
     assert len(ledger.blocks) == 0

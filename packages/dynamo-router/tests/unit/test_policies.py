@@ -42,7 +42,7 @@ def pick(name, candidates, *, seed=0, request=None, **options):
     return Pipeline(policy, random.Random(seed)).choose(request or query(), candidates).candidate
 
 
-BUILT_IN = ["direct", "kv", "least-loaded", "power-of-two", "random", "round-robin"]
+BUILT_IN = ["direct", "kv", "least-loaded", "power-of-two", "random", "round-robin", "ttft"]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -28,6 +28,7 @@ PROMPT = pack_tokens(range(40))
 
 def new(*workers, **options):
     options.setdefault("settings", RouterSettings(receipts="on"))
+    options.setdefault("policy", "kv")
     router = KvRouter(block_size=4, clock=FakeClock(), **options)
     for worker in workers:
         router.upsert_worker(worker, CARD)
@@ -178,7 +179,8 @@ async def test_the_prefill_hop_has_its_own_pin():
 
 async def test_inhibited_workers_rest_unless_nobody_else_is_left():
     clock = FakeClock()
-    router = KvRouter(block_size=4, clock=clock, settings=RouterSettings(inhibit_s=5, receipts="on"))
+    settings = RouterSettings(inhibit_s=5, receipts="on")
+    router = KvRouter(block_size=4, policy="round-robin", clock=clock, settings=settings)
     router.upsert_worker(A, CARD)
     router.upsert_worker(B, CARD)
     router.inhibit(A, "connection refused")
@@ -277,3 +279,14 @@ async def test_metrics_tell_what_happened():
         )
         == 1
     )
+
+
+async def test_a_prefix_that_is_being_computed_counts_as_cached():
+    router = new(A, B, policy="ttft")
+    first = await router.select(ask())
+    second = await router.select(ask(token_ids=pack_tokens(range(60))))
+    assert second.worker == first.worker
+    assert (second.overlap_blocks, second.cached_tokens) == (0, 40)
+    router = new(A, policy="ttft", settings=RouterSettings(assume_kv_reuse=False))
+    await router.select(ask())
+    assert (await router.select(ask())).cached_tokens == 0
