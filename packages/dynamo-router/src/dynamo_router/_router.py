@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from dynamo_core.cards import ModelCard
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.enums import FinishReason
@@ -23,14 +25,17 @@ from dynamo_router._indexer import Indexer, StreamState
 from dynamo_router._load import LoadBook
 from dynamo_router._metrics import RouterMetrics
 from dynamo_router._pipeline import Choice, Pipeline, load_policy, policy_hash
-from dynamo_router._policy import NO_BLOCKS, Candidate, Query
+from dynamo_router._policy import Candidate, Query
 from dynamo_router._prompt import Prompt, read_prompt
 from dynamo_router._receipts import ReceiptRing
 from dynamo_router._settings import RouterSettings
+from dynamo_router._truth import IndexMode
+from dynamo_router._view import CacheView
 
 if TYPE_CHECKING:
     from dynamo_core.routing import Router, SupportsReceipts, SupportsStaticWorkers
 
+_log = structlog.get_logger(__name__)
 _NO_REASONS: Mapping[int, str] = {}
 
 
@@ -87,6 +92,14 @@ class KvRouter:
             idle_s=self.settings.reservation_idle_s,
             track_output=self.settings.track_output_blocks,
         )
+        self._view = CacheView(
+            self._fleet,
+            self.indexer,
+            self._book.blocks,
+            block_size=block_size,
+            ttl_s=self.settings.approximate_ttl_s,
+            assume_reuse=self.settings.assume_kv_reuse,
+        )
         self._receipts = ReceiptRing(self.settings.receipts_max_decisions)
         self._limits = BusyLimits(
             self.settings.busy_kv_usage, self.settings.busy_prefill_tokens, self.settings.busy_prefill_batches
@@ -129,14 +142,16 @@ class KvRouter:
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker, its bookings and what its cache held; unknown ones are ignored."""
         self._book.drop_worker(worker, self._clock.monotonic())
-        if self._fleet.remove(worker) is not None:
+        candidate = self._fleet.remove(worker)
+        if candidate is not None:
+            self._view.forget(candidate)
             self.indexer.remove_worker(worker)
 
     def apply_events(self, batch: KvEventBatch) -> KvEventQuery | None:
         """Apply KV events of a worker.
 
         Returns:
-            What is missing, for the caller to fetch and pass to ``indexer.recovered``; None if nothing is.
+            What is missing, for the caller to fetch and pass to ``apply_recovered``; None if nothing is.
 
         Raises:
             InvalidRequestError: for an unknown worker, another block size or another hash algorithm.
@@ -147,7 +162,21 @@ class KvRouter:
                 reason="request.unknown_worker",
                 param="worker",
             )
-        return self.indexer.apply(batch)
+        return self._indexed(batch, self.indexer.apply(batch))
+
+    def apply_recovered(self, batch: KvEventBatch) -> KvEventQuery | None:
+        """Apply the answer to a query that ``apply_events`` or ``add_worker`` returned; may return a further one.
+
+        Raises:
+            InvalidRequestError: for another block size or hash algorithm.
+        """
+        return self._indexed(batch, self.indexer.recovered(batch))
+
+    def _indexed(self, batch: KvEventBatch, query: KvEventQuery | None) -> KvEventQuery | None:
+        candidate = self._fleet.get(batch.worker)
+        if candidate is not None and batch.full_dump:
+            self._view.truth.reset_exact(candidate.slot)
+        return query
 
     def report_load(self, worker: WorkerId, reported: ReportedLoad) -> None:
         """Take a worker's own load report; one of an unknown worker is ignored."""
@@ -206,7 +235,7 @@ class KvRouter:
             first_hash=prompt.hashes[0] if len(prompt.hashes) else 0,
             now_s=now_s,
         )
-        touched = self._match(prompt)
+        touched = self._view.show(prompt, now_s)
         try:
             choice = self._pipeline.choose(query, candidates)
             scores: tuple[CandidateScore, ...] = ()
@@ -214,8 +243,7 @@ class KvRouter:
                 scores = self._pipeline.explain(query, choice, candidates, everyone, rejected)
             return self._commit(request, prompt, query, choice, scores)
         finally:
-            for worker in touched:
-                worker.tier_blocks, worker.cached_tokens, worker.active_blocks = NO_BLOCKS, 0, 0
+            self._view.hide(touched)
 
     def _eligible(self, request: RoutingRequest, now_s: float) -> tuple[Sequence[Candidate], Mapping[int, str]]:
         everyone = self._fleet.everyone
@@ -225,29 +253,6 @@ class KvRouter:
 
     def _nobody_is_left_out(self, now_s: float) -> bool:
         return self._limits == NO_LIMITS and now_s >= self._inhibited_until_s
-
-    def _match(self, prompt: Prompt) -> list[Candidate]:
-        touched: list[Candidate] = []
-        if not len(prompt.hashes):
-            return touched
-        mask, fleet = self._fleet.mask, self._fleet
-        if len(self.indexer.index):
-            for blocks, bits in self.indexer.index.match(prompt.hashes, mask).groups():
-                cached = min(sum(blocks) * self.block_size, prompt.tokens)
-                holders = fleet.within(bits)
-                for worker in holders:
-                    worker.tier_blocks = blocks
-                    worker.cached_tokens = cached
-                touched += holders
-        for depth, bits in self._book.blocks.depths(prompt.hashes, mask):
-            users = fleet.within(bits)
-            expected = min(depth * self.block_size, prompt.tokens) if self.settings.assume_kv_reuse else 0
-            for worker in users:
-                worker.active_blocks = depth
-                # What an earlier request there is about to compute, this one will find.
-                worker.cached_tokens = max(worker.cached_tokens, expected)
-            touched += users
-        return touched
 
     def _records_candidates(self) -> bool:
         mode = self.settings.receipts
@@ -279,7 +284,7 @@ class KvRouter:
             margin=choice.margin,
             reason=choice.reason,
             view_age_s=self._view_age(worker),
-            index_mode=self._index_mode(worker.worker),
+            index_mode=self._view.mode(worker).value,
             decided_at_s=self._clock.time(),
         )
         if decision.reservation is not None:
@@ -298,15 +303,13 @@ class KvRouter:
             prompt_tokens=prompt.tokens,
             uncached_tokens=prompt.tokens - worker.cached_tokens,
             now_s=query.now_s,
+            prediction=self._view.book(worker, prompt, query.now_s),
         )
 
     def _view_age(self, worker: Candidate) -> float | None:
         if worker.reported is None:
             return None
         return max(0.0, self._clock.time() - worker.reported.reported_at_s)
-
-    def _index_mode(self, worker: WorkerId) -> str:
-        return _INDEX_MODES.get(self.indexer.stream(worker).state, "load-only")
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
@@ -320,10 +323,28 @@ class KvRouter:
 
     def complete(self, reservation: ReservationId, outcome: RequestOutcome) -> None:
         """Free a booking and join the outcome with the receipt. Idempotent."""
-        worker = self._book.release(reservation, self._clock.monotonic())
+        booked = self._book.release(reservation, self._clock.monotonic())
         self._receipts.join(outcome.decision_id or str(reservation), outcome)
-        if worker is not None and outcome.finish_reason is not FinishReason.ERROR:
-            worker.inhibited_until_s = 0.0
+        if booked is None or outcome.finish_reason is FinishReason.ERROR:
+            return
+        booked.candidate.inhibited_until_s = 0.0
+        if outcome.cached_tokens is not None and self._view.judge(
+            booked.candidate, booked.prediction, outcome.cached_tokens
+        ):
+            self.on_distrust(booked.candidate.worker)
+
+    def on_distrust(self, worker: WorkerId) -> None:
+        """Hear that a worker's exact index is not believed any more; a router that can fetch its state does."""
+        _log.warning("kv_index_distrusted", worker=str(worker), score=self.truth_of(worker))
+
+    def truth_of(self, worker: WorkerId) -> float | None:
+        """Return how well predictions from a worker's exact index agree with its reports, 0 to 1; None without data."""
+        candidate = self._fleet.get(worker)
+        return None if candidate is None else self._view.truth.exact_score(candidate.slot)
+
+    def index_modes(self) -> dict[WorkerId, IndexMode]:
+        """Return what each worker's cached tokens are predicted from."""
+        return self._view.modes()
 
     def decision(self, decision_id: str) -> tuple[RoutingDecision, RequestOutcome | None] | None:
         """Return a receipt with its outcome, if both are still kept."""
@@ -349,6 +370,11 @@ class KvRouter:
         metrics.index_dropped.set(index.dropped_blocks)
         for result, count in self.indexer.counts.items():
             metrics.index_events(result).set(count)
+        modes = list(self._view.modes().values())
+        for mode in IndexMode:
+            metrics.index_modes(mode.value).set(modes.count(mode))
+        metrics.truth.set(min(self._view.truth.scores(), default=1.0))
+        metrics.approximate_blocks.set(len(self._view.approximate))
         states = [stream.state for stream in self.indexer.streams().values()]
         for state in StreamState:
             metrics.streams(state.value).set(states.count(state))
@@ -364,5 +390,3 @@ if TYPE_CHECKING:
     _ROUTER: type[Router] = KvRouter
     _RECEIPTS: type[SupportsReceipts] = KvRouter
     _STATIC_WORKERS: type[SupportsStaticWorkers] = KvRouter
-
-_INDEX_MODES = {StreamState.LIVE: "exact", StreamState.LOSSY: "approximate"}

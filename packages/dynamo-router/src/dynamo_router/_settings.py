@@ -49,6 +49,9 @@ class RouterSettings(DynamoSettings):
     assume_kv_reuse: Annotated[
         bool, Field(description="Expect a prefix that a booked request computes to be cached for the next one there")
     ] = True
+    approximate_ttl_s: Annotated[
+        float, Field(gt=0, description="Seconds for which a routed prefix counts as cached where events are missing")
+    ] = 120.0
     recovery_attempts: Annotated[
         int, Field(ge=1, description="Queries to a worker for missed KV events before its stream counts as lossy")
     ] = 5

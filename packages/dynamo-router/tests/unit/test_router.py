@@ -286,7 +286,7 @@ async def test_a_prefix_that_is_being_computed_counts_as_cached():
     first = await router.select(ask())
     second = await router.select(ask(token_ids=pack_tokens(range(60))))
     assert second.worker == first.worker
-    assert (second.overlap_blocks, second.cached_tokens) == (0, 40)
+    assert (second.overlap_blocks, second.cached_tokens, second.index_mode) == (10, 40, "approximate")
     router = new(A, policy="ttft", settings=RouterSettings(assume_kv_reuse=False))
     await router.select(ask())
     assert (await router.select(ask())).cached_tokens == 0
