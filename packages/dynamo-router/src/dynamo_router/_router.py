@@ -232,7 +232,7 @@ class KvRouter:
             block_size=self.block_size,
             hints=request.hints,
             phase=request.phase,
-            first_hash=prompt.hashes[0] if len(prompt.hashes) else 0,
+            hashes=prompt.hashes,
             now_s=now_s,
         )
         touched = self._view.show(prompt, now_s)
