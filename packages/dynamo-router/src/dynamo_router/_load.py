@@ -59,7 +59,7 @@ class LoadBook:
 
     def __init__(self, *, block_size: int, max_reservations: int, idle_s: float, track_output: bool = True) -> None:
         self.blocks = ActiveBlocks()
-        self._block_size = block_size
+        self.block_size = block_size
         self._max_reservations = max_reservations
         self._idle_s = idle_s
         self._track_output = track_output
@@ -112,7 +112,7 @@ class LoadBook:
         booked = self._touch(reservation, now_s)
         if booked is None or not self._track_output:
             return
-        size = self._block_size
+        size = self.block_size
         filled = (booked.prompt_tokens + output_tokens) // size - booked.prompt_tokens // size
         grown = max(filled - booked.output_blocks, 0)
         booked.output_blocks += grown

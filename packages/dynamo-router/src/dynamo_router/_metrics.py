@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 DECISIONS = "dynamo_router_decisions_total"
 DECISION_SECONDS = "dynamo_router_decision_seconds"
 REFUSED = "dynamo_router_refused_requests_total"
-OVERLAP_BLOCKS = "dynamo_router_overlap_blocks_total"
-PROMPT_BLOCKS = "dynamo_router_prompt_blocks_total"
+CACHED_TOKENS = "dynamo_router_predicted_cached_tokens_total"
+PROMPT_TOKENS = "dynamo_router_prompt_tokens_total"
+QUEUED = "dynamo_router_queued_requests"
 INDEX_BLOCKS = "dynamo_router_index_blocks"
 INDEX_DROPPED = "dynamo_router_index_dropped_blocks"
 INDEX_EVENTS = "dynamo_router_index_events"
@@ -58,8 +59,8 @@ class RouterMetrics:
         def gauge(name: str, text: str) -> Gauge:
             return metrics.gauge(name, text, ["model"]).labels(model=model)
 
-        self.overlap_blocks = counter(OVERLAP_BLOCKS, "Prompt blocks that the chosen worker was to hold")
-        self.prompt_blocks = counter(PROMPT_BLOCKS, "Full prompt blocks of routed requests")
+        self.cached_tokens = counter(CACHED_TOKENS, "Prompt tokens that the chosen worker was to have cached")
+        self.prompt_tokens = counter(PROMPT_TOKENS, "Prompt tokens of routed requests")
         self.expired = counter(EXPIRED, "Bookings dropped for lack of progress")
         self.index_blocks = gauge(INDEX_BLOCKS, "Entries of the KV index")
         self.index_dropped = gauge(INDEX_DROPPED, "Blocks the KV index dropped for lack of room")
@@ -69,6 +70,7 @@ class RouterMetrics:
         self.reservations = gauge(RESERVATIONS, "Requests booked and not complete")
         self.prefill_tokens = gauge(PREFILL_TOKENS, "Prompt tokens booked and not computed, all workers")
         self.decode_blocks = gauge(DECODE_BLOCKS, "Distinct blocks of booked requests, all workers")
+        self.queued = gauge(QUEUED, "Requests that wait because all workers are busy")
         self.receipts = gauge(RECEIPTS, "Decisions kept for look-up")
 
     def decisions(self, policy: str) -> Counter:

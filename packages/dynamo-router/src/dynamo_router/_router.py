@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -14,19 +13,21 @@ from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.enums import FinishReason
 from dynamo_core.errors import ConfigurationError, DynamoError, InvalidRequestError
 from dynamo_core.events import KvEventBatch, KvEventQuery
-from dynamo_core.ids import DecisionId, ReservationId, WorkerId
-from dynamo_core.load import ReportedLoad, WorkerLoad
-from dynamo_core.routing import CandidateScore, RequestOutcome, RoutingDecision, RoutingRequest
+from dynamo_core.ids import ReservationId, WorkerId
+from dynamo_core.load import QueuedLoad, ReportedLoad, WorkerLoad
+from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
 from dynamo_core.telemetry import Metrics
-from dynamo_router._filters import NO_LIMITS, BusyLimits, eligible, is_plain
+from dynamo_router._admission import Admission, Ticket
+from dynamo_router._decide import Decider
+from dynamo_router._filters import BusyLimits
 from dynamo_router._fleet import Fleet
-from dynamo_router._index import TIERS, BlockIndex
+from dynamo_router._index import BlockIndex
 from dynamo_router._indexer import Indexer, StreamState
 from dynamo_router._load import LoadBook
 from dynamo_router._metrics import RouterMetrics
-from dynamo_router._pipeline import Choice, Pipeline, load_policy, policy_hash
-from dynamo_router._policy import Candidate, Query
-from dynamo_router._prompt import Prompt, read_prompt
+from dynamo_router._pipeline import Pipeline, load_policy
+from dynamo_router._prompt import read_prompt
+from dynamo_router._queue import DEFAULT_CLASS, ClassOptions, FairQueue, read_classes
 from dynamo_router._receipts import ReceiptRing
 from dynamo_router._settings import RouterSettings
 from dynamo_router._truth import IndexMode
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from dynamo_core.routing import Router, SupportsReceipts, SupportsStaticWorkers
 
 _log = structlog.get_logger(__name__)
-_NO_REASONS: Mapping[int, str] = {}
 
 
 class KvRouter:
@@ -84,7 +84,6 @@ class KvRouter:
         self._rng = random.Random(seed)
         chosen_options = self.settings.policy_options if policy_options is None else policy_options
         self._pipeline = Pipeline(load_policy(policy or self.settings.policy, chosen_options), self._rng)
-        self._policy_hash = policy_hash(self._pipeline.policy)
         self._fleet = Fleet(self.indexer.index, block_size)
         self._book = LoadBook(
             block_size=block_size,
@@ -101,13 +100,21 @@ class KvRouter:
             assume_reuse=self.settings.assume_kv_reuse,
         )
         self._receipts = ReceiptRing(self.settings.receipts_max_decisions)
-        self._limits = BusyLimits(
-            self.settings.busy_kv_usage, self.settings.busy_prefill_tokens, self.settings.busy_prefill_batches
+        self._decider = Decider(
+            fleet=self._fleet,
+            view=self._view,
+            book=self._book,
+            pipeline=self._pipeline,
+            limits=BusyLimits(
+                self.settings.busy_kv_usage, self.settings.busy_prefill_tokens, self.settings.busy_prefill_batches
+            ),
+            recorded_share=_recorded_share(self.settings),
+            clock=self._clock,
+            rng=self._rng,
         )
-        self._inhibited_until_s = 0.0
-        # Decision ids are unique across routers: a random name of this one, and a counter.
-        self._name = secrets.token_hex(6)
-        self._decided = 0
+        self._admission = Admission(
+            self._decider, make_queue(self.settings), release=self._drop_booking, clock=self._clock
+        )
         self._counted = self.metrics.decisions(self._pipeline.policy.name)
 
     async def start(self) -> None:
@@ -137,6 +144,7 @@ class KvRouter:
         """
         if not self._fleet.upsert(worker, card):
             return None
+        self._admission.pump()
         return self.indexer.add_worker(worker) if self.settings.use_kv_events else None
 
     def remove_worker(self, worker: WorkerId) -> None:
@@ -146,6 +154,7 @@ class KvRouter:
         if candidate is not None:
             self._view.forget(candidate)
             self.indexer.remove_worker(worker)
+        self._admission.pump()
 
     def apply_events(self, batch: KvEventBatch) -> KvEventQuery | None:
         """Apply KV events of a worker.
@@ -181,6 +190,7 @@ class KvRouter:
     def report_load(self, worker: WorkerId, reported: ReportedLoad) -> None:
         """Take a worker's own load report; one of an unknown worker is ignored."""
         self._fleet.report(worker, reported)
+        self._admission.pump()
 
     def workers(self) -> list[WorkerId]:
         """Return the workers known at this moment, in the order of their ids."""
@@ -190,132 +200,53 @@ class KvRouter:
         """Return their loads."""
         return self._fleet.loads()
 
+    def queued(self) -> QueuedLoad:
+        """Return what waits in the queue, for any worker."""
+        return self._admission.queued()
+
     def inhibit(self, worker: WorkerId, reason: str) -> None:
         """Leave a worker out for ``inhibit_s`` seconds; unknown ones are ignored."""
         candidate = self._fleet.get(worker)
         if candidate is not None:
             candidate.inhibited_until_s = self._clock.monotonic() + self.settings.inhibit_s
             candidate.inhibited_reason = reason
-            self._inhibited_until_s = candidate.inhibited_until_s
+            self._decider.inhibited_until_s = candidate.inhibited_until_s
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     async def select(self, request: RoutingRequest) -> RoutingDecision:
         """Choose a worker and, if asked, book it.
 
+        Waits in turn while all eligible workers are busy, if a queue is set up; cancelling leaves the queue.
+
         Raises:
             UnavailableError: if no worker exists or all are excluded.
-            CapacityExhaustedError: if all eligible workers are busy, or too many requests are booked.
+            CapacityExhaustedError: if all eligible workers are busy and no queue has room, or too many requests are
+                booked.
             InvalidRequestError: for an unknown pinned worker, another block size or hash algorithm.
         """
         started = self._clock.monotonic()
         try:
-            decision = self._decide(request, started)
+            self.expire()
+            prompt = read_prompt(request, self.block_size)
+            decision = await self._admission.admit(request, prompt)
         except DynamoError as error:
             self.metrics.refused(error.reason).inc()
             raise
         self._receipts.add(decision)
         self._counted.inc()
-        self.metrics.decision_seconds.observe(self._clock.monotonic() - started)
-        return decision
-
-    def _decide(self, request: RoutingRequest, now_s: float) -> RoutingDecision:
-        prompt = read_prompt(request, self.block_size)
-        self.expire()
         if request.reserve:
-            self._book.require_room()
-        everyone = self._fleet.everyone
-        candidates, rejected = self._eligible(request, now_s)
-        query = Query(
-            prompt_tokens=prompt.tokens,
-            blocks=len(prompt.hashes),
-            block_size=self.block_size,
-            hints=request.hints,
-            phase=request.phase,
-            hashes=prompt.hashes,
-            now_s=now_s,
-        )
-        touched = self._view.show(prompt, now_s)
-        try:
-            choice = self._pipeline.choose(query, candidates)
-            scores: tuple[CandidateScore, ...] = ()
-            if self._records_candidates():
-                scores = self._pipeline.explain(query, choice, candidates, everyone, rejected)
-            return self._commit(request, prompt, query, choice, scores)
-        finally:
-            self._view.hide(touched)
-
-    def _eligible(self, request: RoutingRequest, now_s: float) -> tuple[Sequence[Candidate], Mapping[int, str]]:
-        everyone = self._fleet.everyone
-        if everyone and is_plain(request) and self._nobody_is_left_out(now_s):
-            return everyone, _NO_REASONS
-        return eligible(request, everyone, self._limits, now_s)
-
-    def _nobody_is_left_out(self, now_s: float) -> bool:
-        return self._limits == NO_LIMITS and now_s >= self._inhibited_until_s
-
-    def _records_candidates(self) -> bool:
-        mode = self.settings.receipts
-        return mode == "on" or (mode == "sampled" and self._rng.random() < self.settings.receipts_sample_share)
-
-    def _commit(
-        self,
-        request: RoutingRequest,
-        prompt: Prompt,
-        query: Query,
-        choice: Choice,
-        scores: tuple[CandidateScore, ...],
-    ) -> RoutingDecision:
-        worker = choice.candidate
-        self._decided += 1
-        decision_id = f"{self._name}-{self._decided:x}"
-        tier_blocks = {TIERS[rank].value: blocks for rank, blocks in enumerate(worker.tier_blocks) if blocks}
-        decision = RoutingDecision(
-            decision_id=DecisionId(decision_id),
-            request_id=request.request_id,
-            worker=worker.worker,
-            policy=choice.policy.name,
-            policy_hash=self._policy_hash,
-            reservation=ReservationId(decision_id) if request.reserve else None,
-            overlap_blocks=worker.tier_blocks[0],
-            tier_blocks=tier_blocks,
-            cached_tokens=worker.cached_tokens,
-            candidates=scores,
-            margin=choice.margin,
-            reason=choice.reason,
-            view_age_s=self._view_age(worker),
-            index_mode=self._view.mode(worker).value,
-            decided_at_s=self._clock.time(),
-        )
-        if decision.reservation is not None:
-            self._reserve(decision.reservation, prompt, query, choice)
+            self.metrics.prompt_tokens.inc(prompt.tokens)
+            self.metrics.cached_tokens.inc(decision.cached_tokens)
+        self.metrics.decision_seconds.observe(self._clock.monotonic() - started - decision.queued_s)
         return decision
-
-    def _reserve(self, reservation: ReservationId, prompt: Prompt, query: Query, choice: Choice) -> None:
-        worker = choice.candidate
-        self.metrics.prompt_blocks.inc(query.blocks)
-        self.metrics.overlap_blocks.inc(worker.tier_blocks[0])
-        choice.policy.chosen(query, worker)
-        self._book.book(
-            reservation,
-            worker,
-            prompt.hashes,
-            prompt_tokens=prompt.tokens,
-            uncached_tokens=prompt.tokens - worker.cached_tokens,
-            now_s=query.now_s,
-            prediction=self._view.book(worker, prompt, query.now_s),
-        )
-
-    def _view_age(self, worker: Candidate) -> float | None:
-        if worker.reported is None:
-            return None
-        return max(0.0, self._clock.time() - worker.reported.reported_at_s)
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
     def first_token(self, reservation: ReservationId) -> None:
         """End the prefill load of a request; unknown reservations are ignored."""
         self._book.first_token(reservation, self._clock.monotonic())
+        self._admission.pump()
 
     def progress(self, reservation: ReservationId, output_tokens: int) -> None:
         """Grow a request's output and renew its reservation; unknown reservations are ignored."""
@@ -325,6 +256,7 @@ class KvRouter:
         """Free a booking and join the outcome with the receipt. Idempotent."""
         booked = self._book.release(reservation, self._clock.monotonic())
         self._receipts.join(outcome.decision_id or str(reservation), outcome)
+        self._admission.pump()
         if booked is None or outcome.finish_reason is FinishReason.ERROR:
             return
         booked.candidate.inhibited_until_s = 0.0
@@ -361,6 +293,7 @@ class KvRouter:
         gone = self._book.expire(self._clock.monotonic())
         if gone:
             self.metrics.expired.inc(len(gone))
+            self._admission.pump()
         return gone
 
     def refresh_metrics(self) -> None:
@@ -383,7 +316,28 @@ class KvRouter:
         metrics.prefill_tokens.set(sum(worker.prefill_tokens for worker in everyone))
         metrics.decode_blocks.set(sum(worker.decode_blocks for worker in everyone))
         metrics.reservations.set(len(self._book))
+        metrics.queued.set(len(self._admission))
         metrics.receipts.set(len(self._receipts))
+
+    def _drop_booking(self, reservation: ReservationId) -> None:
+        self._book.release(reservation, self._clock.monotonic())
+        self._admission.pump()
+
+
+def make_queue(settings: RouterSettings) -> FairQueue[Ticket] | None:
+    """Return the queue that the settings ask for, or None if busy workers are to refuse at once.
+
+    Raises:
+        ConfigurationError: for a class option that does not exist or is out of range.
+    """
+    if not settings.max_queued_requests:
+        return None
+    default = ClassOptions(max_requests=settings.max_queued_requests)
+    return FairQueue({DEFAULT_CLASS: default, **read_classes(settings.queue_classes)})
+
+
+def _recorded_share(settings: RouterSettings) -> float:
+    return {"off": 0.0, "sampled": settings.receipts_sample_share, "on": 1.0}[settings.receipts]
 
 
 if TYPE_CHECKING:

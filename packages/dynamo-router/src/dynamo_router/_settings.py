@@ -45,6 +45,14 @@ class RouterSettings(DynamoSettings):
     busy_prefill_batches: Annotated[
         float | None, Field(gt=0, description="Booked prefill tokens, in largest steps, beyond which it is busy")
     ] = None
+    max_queued_requests: Annotated[
+        int, Field(ge=0, description="Requests that may wait while all workers are busy; 0 refuses them at once")
+    ] = 0
+    queue_classes: dict[str, Any] = Field(
+        default_factory=dict,
+        description='Classes of waiting requests: {"name": {"quantum_tokens": N, "order": "fcfs|lcfs|wspt|vtc", '
+        '"max_requests": N}}',
+    )
     track_output_blocks: Annotated[bool, Field(description="Count the blocks of generated tokens as load")] = True
     assume_kv_reuse: Annotated[
         bool, Field(description="Expect a prefix that a booked request computes to be cached for the next one there")

@@ -269,7 +269,7 @@ async def test_metrics_tell_what_happened():
     router.refresh_metrics()
     registry = router.metrics.registry
     assert registry.get_sample_value("dynamo_router_decisions_total", {"model": "", "policy": "kv"}) == 1
-    assert registry.get_sample_value("dynamo_router_overlap_blocks_total", {"model": ""}) == 10
+    assert registry.get_sample_value("dynamo_router_predicted_cached_tokens_total", {"model": ""}) == 40
     assert registry.get_sample_value("dynamo_router_index_blocks", {"model": ""}) == 10
     assert registry.get_sample_value("dynamo_router_kv_streams", {"model": "", "state": "live"}) == 1
     assert registry.get_sample_value("dynamo_router_projected_decode_blocks", {"model": ""}) == 10
