@@ -333,7 +333,7 @@ class FileDiscovery:
             else:
                 self._failure = ""
                 self._reached_at_s = self._clock.monotonic()
-                return cast("T", result)
+                return result
 
     def _attempt(self, work: Callable[..., T], args: tuple[object, ...]) -> T:
         try:

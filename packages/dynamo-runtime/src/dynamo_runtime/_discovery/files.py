@@ -22,7 +22,7 @@ import os
 import secrets
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
@@ -263,7 +263,7 @@ class FileStore:
     # Lock and counter.
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Generator[None, None, None]:
         descriptor = os.open(self._state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -308,7 +308,7 @@ def file_name(key: str) -> str:
     name = quote_segment(key)
     if not name or len(name) > MAX_FILE_NAME_BYTES:
         raise InvalidRequestError(
-            f"discovery key of {len(name)} encoded characters: a file name holds 1 to {MAX_FILE_NAME_BYTES}",
+            f"discovery key of {len(name)} encoded characters; keys take 1 to {MAX_FILE_NAME_BYTES}",
             param="key",
         )
     return name
