@@ -14,7 +14,7 @@ from dynamo_core.planes import DEFAULT_CALL_OPTIONS, Call, CallOptions, RequestP
 class StreamBuffer:
     """A receiver that buffers items for one reader and grants credit as they are read.
 
-    The buffer never holds more than the call's credit, since the server may not send more.
+    What a server sends within its credit bounds the buffer. Leaving ``async with`` before the end kills the call.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,13 @@ class StreamBuffer:
         self._ended = False
         self._error: DynamoError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self.call: Call | None = None
+        self._call: Call | None = None
+        self._owed = 0
+
+    def attach(self, call: Call) -> None:
+        """Name the call to grant credit to; items may have come before it was known."""
+        self._call = call
+        self._grant(0)
 
     def on_items(self, items: Sequence[bytes]) -> None:
         """Buffer items and wake the reader."""
@@ -38,6 +44,8 @@ class StreamBuffer:
     async def receive(self) -> list[bytes]:
         """Return all items that are ready, waiting for at least one; an empty list is the clean end.
 
+        Cancelling the wait loses nothing.
+
         Raises:
             DynamoError: the error that ended the call, after its last item.
         """
@@ -50,8 +58,7 @@ class StreamBuffer:
             await self._waiter
         items = list(self._items)
         self._items.clear()
-        if self.call is not None and not self._ended:
-            self.call.grant(len(items))
+        self._grant(len(items))
         return items
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -62,8 +69,20 @@ class StreamBuffer:
 
     def cancel(self, *, kill: bool = False) -> None:
         """Cancel the call; see ``Call.cancel``."""
-        if self.call is not None:
-            self.call.cancel(kill=kill)
+        if self._call is not None and not self._ended:
+            self._call.cancel(kill=kill)
+
+    async def __aenter__(self) -> StreamBuffer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel(kill=True)
+
+    def _grant(self, items: int) -> None:
+        self._owed += items
+        if self._call is not None and self._owed and not self._ended:
+            self._call.grant(self._owed)
+            self._owed = 0
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -83,7 +102,7 @@ async def open_stream(
         UnavailableError: if the address cannot be reached.
     """
     buffer = StreamBuffer()
-    buffer.call = await plane.open(address, endpoint, payload, buffer, options)
+    buffer.attach(await plane.open(address, endpoint, payload, buffer, options))
     return buffer
 
 
@@ -98,16 +117,12 @@ async def call_unary(
 
     Raises:
         DynamoError: what ended the call.
-        BackendProtocolError: if the call ended without an item.
+        BackendProtocolError: if the call ended without an item, or gave more than one.
     """
-    stream = await open_stream(plane, address, endpoint, payload, options)
-    try:
+    async with await open_stream(plane, address, endpoint, payload, options) as stream:
         items = await stream.receive()
         if not items:
             raise BackendProtocolError(f"{endpoint} answered nothing", reason="backend.stream_incomplete")
-        while await stream.receive():
-            pass
-    except asyncio.CancelledError:
-        stream.cancel(kill=True)
-        raise
+        if len(items) > 1 or await stream.receive():
+            raise BackendProtocolError(f"{endpoint} answered more than the one item expected")
     return items[0]

@@ -1,0 +1,1 @@
+"""Storage of blocks, one tier a file."""

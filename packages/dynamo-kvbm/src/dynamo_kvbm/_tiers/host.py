@@ -1,0 +1,176 @@
+"""G2, host memory: one arena of equal slots, content-addressed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamo_core.enums import Tier
+from dynamo_core.errors import ConfigurationError, InternalError, InvalidRequestError
+from dynamo_core.kv import BlockDescriptor
+from dynamo_kvbm._lru import LeafFirstLru
+
+
+class HostTier:
+    """A ``BlockStore`` in this process's memory.
+
+    The arena is allocated once, so memory never grows. Any thread may call any method; one lock guards the books, and
+    copies run under it, since a slot must not be reused while it is read.
+
+    Args:
+        capacity_blocks: Slots, at least 1.
+        block_bytes: Size of every block.
+
+    Raises:
+        ConfigurationError: if either is below 1, or the machine has not that much memory.
+    """
+
+    def __init__(self, capacity_blocks: int, block_bytes: int) -> None:
+        if capacity_blocks < 1 or block_bytes < 1:
+            raise ConfigurationError(
+                f"a host tier of {capacity_blocks} blocks of {block_bytes} bytes holds nothing; give both at least 1"
+            )
+        self._block_bytes = block_bytes
+        self._arena = _allocate(capacity_blocks, block_bytes)
+        self._free = list(range(capacity_blocks - 1, -1, -1))
+        self._slots: dict[int, int] = {}
+        self._order = LeafFirstLru()
+        self._lock = threading.RLock()
+
+    @property
+    def tier(self) -> Tier:
+        """``Tier.HOST``."""
+        return Tier.HOST
+
+    @property
+    def capacity_blocks(self) -> int:
+        """Slots in all."""
+        return self._arena.shape[0]
+
+    @property
+    def used_blocks(self) -> int:
+        """Slots in use."""
+        return len(self._slots)
+
+    def contains(self, sequence_hashes: Sequence[int]) -> list[bool]:
+        """Whether each block is present."""
+        with self._lock:
+            return [sequence_hash in self._slots for sequence_hash in sequence_hashes]
+
+    def touch(self, prefix: Sequence[int]) -> None:
+        """Mark the blocks of a prefix, root first, as used now; absent ones are ignored."""
+        with self._lock:
+            self._order.touch([sequence_hash for sequence_hash in prefix if sequence_hash in self._slots])
+
+    def put(self, blocks: Sequence[BlockDescriptor], data: Sequence[bytes | memoryview]) -> list[int]:
+        """Store blocks and return what was evicted for them, oldest first.
+
+        A block that finds every slot pinned is not stored; ``contains`` tells.
+
+        Raises:
+            InvalidRequestError: if a piece has another size than the tier's blocks.
+        """
+        _require_sizes(data, self._block_bytes)
+        evicted: list[int] = []
+        with self._lock:
+            for block, piece in zip(blocks, data, strict=True):
+                if block.sequence_hash in self._slots:
+                    self._order.touch([block.sequence_hash])
+                    continue
+                slot = self._take_slot(evicted)
+                if slot is None:
+                    break
+                self._arena[slot] = np.frombuffer(piece, dtype=np.uint8)
+                self._slots[block.sequence_hash] = slot
+                self._order.add(block.sequence_hash, block.parent_hash)
+        return evicted
+
+    def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
+        """Return a copy of each block, None for those that are not there."""
+        with self._lock:
+            slots = [self._slots.get(sequence_hash) for sequence_hash in sequence_hashes]
+            return [None if slot is None else self._arena[slot].tobytes() for slot in slots]
+
+    @contextmanager
+    def borrow(self, sequence_hashes: Sequence[int]) -> Generator[list[memoryview]]:
+        """Lend views of the longest present prefix of these blocks, pinned while the context lasts."""
+        with self._lock:
+            held = _present_prefix(sequence_hashes, self._slots)
+            self._order.pin(held)
+            views = [self._arena[self._slots[sequence_hash]].data for sequence_hash in held]
+        try:
+            yield views
+        finally:
+            with self._lock:
+                self._order.unpin(held)
+
+    def remove(self, sequence_hashes: Sequence[int]) -> None:
+        """Drop blocks that are not lent; absent ones are ignored."""
+        with self._lock:
+            for sequence_hash in sequence_hashes:
+                if self._order.discard(sequence_hash):
+                    self._free.append(self._slots.pop(sequence_hash))
+
+    def clear(self) -> list[int]:
+        """Drop every block that is not lent and return their hashes."""
+        with self._lock:
+            before = list(self._slots)
+            self.remove(before)
+            return [sequence_hash for sequence_hash in before if sequence_hash not in self._slots]
+
+    def check_integrity(self) -> None:
+        """Verify that slots and order agree.
+
+        Raises:
+            InternalError: with what is wrong.
+        """
+        with self._lock:
+            self._order.check_integrity()
+            slots = sorted([*self._slots.values(), *self._free])
+            if slots != list(range(self.capacity_blocks)) or len(self._order) != len(self._slots):
+                raise InternalError(f"{len(self._slots)} used and {len(self._free)} free slots do not add up")
+
+    def close(self) -> None:
+        """Forget all blocks; the arena goes when the last view of it does. Idempotent."""
+        with self._lock:
+            self._slots.clear()
+            self._order = LeafFirstLru()
+            self._free = list(range(self.capacity_blocks - 1, -1, -1))
+
+    def _take_slot(self, evicted: list[int]) -> int | None:
+        if self._free:
+            return self._free.pop()
+        victim = self._order.evict()
+        if victim is None:
+            return None
+        evicted.append(victim)
+        return self._slots.pop(victim)
+
+
+def _allocate(capacity_blocks: int, block_bytes: int) -> NDArray[np.uint8]:
+    try:
+        return np.empty((capacity_blocks, block_bytes), dtype=np.uint8)
+    except MemoryError as error:
+        raise ConfigurationError(
+            f"host tier needs {capacity_blocks * block_bytes} bytes of memory, more than the machine gives; "
+            "lower host_blocks or host_bytes"
+        ) from error
+
+
+def _present_prefix(sequence_hashes: Sequence[int], slots: dict[int, int]) -> list[int]:
+    held: list[int] = []
+    for sequence_hash in sequence_hashes:
+        if sequence_hash not in slots:
+            break
+        held.append(sequence_hash)
+    return held
+
+
+def _require_sizes(data: Sequence[bytes | memoryview], block_bytes: int) -> None:
+    for piece in data:
+        if len(piece) != block_bytes:
+            raise InvalidRequestError(f"a block has {len(piece)} bytes, this tier stores blocks of {block_bytes}")

@@ -1,0 +1,117 @@
+"""The planner as a component of a process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from dynamo_core import plugins
+from dynamo_core.component import Component, ComponentContext
+from dynamo_core.planning import LoadPredictor, ScalingTarget
+from dynamo_core.settings import DynamoSettings
+from dynamo_planner._capacity import RateCapacity
+from dynamo_planner._loop import PlannerLoop
+from dynamo_planner._metrics import PlannerMetrics
+from dynamo_planner._settings import PlannerSettings
+from dynamo_planner._sources.bus import BusSource
+from dynamo_planner._state import Limits, RatePlanner
+
+SHOWN_DECISIONS = 100
+
+
+class PlannerComponent:
+    """Runs the planner loop over a scaling target.
+
+    Args:
+        context: The process.
+        settings: Options.
+        target: What is scaled.
+        predictor: Forecaster of the request rate.
+    """
+
+    name = "planner"
+
+    def __init__(
+        self,
+        context: ComponentContext,
+        settings: PlannerSettings,
+        target: ScalingTarget,
+        predictor: LoadPredictor,
+    ) -> None:
+        self._context = context
+        self._target = target
+        self._source = BusSource(context.event_bus, context.namespace, context.clock, settings.stale_after_s)
+        self._loop = PlannerLoop(
+            settings,
+            create_planner(settings, predictor),
+            self._source,
+            target,
+            clock=context.clock,
+            metrics=PlannerMetrics(context.metrics),
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Connect to the target and begin to tick."""
+        await self._target.start()
+        self._context.health.register(self.name, self._loop.health)
+        self._context.admin_routes["decisions"] = self._decisions
+        self._tasks = [
+            self._context.spawn(self._source.run(), name="planner-traffic"),
+            self._context.spawn(self._loop.run(), name="planner-loop"),
+        ]
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop deciding; replicas stay as they are."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def stop(self) -> None:
+        """Stop deciding and disconnect. Idempotent."""
+        await self.drain(0)
+        self._tasks = []
+        await self._source.close()
+        await self._target.close()
+
+    async def _decisions(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        shown = list(self._loop.decisions)[-SHOWN_DECISIONS:]
+        return {"decisions": [msgspec.to_builtins(decision) for decision in shown]}
+
+
+def create_planner(settings: PlannerSettings, predictor: LoadPredictor) -> RatePlanner:
+    """Return the pure planner that these settings describe."""
+    return RatePlanner(
+        settings.role,
+        predictor,
+        RateCapacity(settings.requests_per_replica_s, settings.utilization),
+        Limits(settings.min_replicas, settings.max_replicas, settings.scale_down_delay_s),
+    )
+
+
+class PlannerPlugin:
+    """How ``dynamo planner`` builds the component."""
+
+    settings_types: tuple[type[DynamoSettings], ...] = (PlannerSettings,)
+    takes_extra_args = False
+
+    def create(
+        self, context: ComponentContext, settings: tuple[DynamoSettings, ...], extra_args: list[str]
+    ) -> Component:
+        """Load the named target and forecaster and build the component.
+
+        Raises:
+            ConfigurationError: if either is not installed.
+        """
+        (options,) = settings
+        assert isinstance(options, PlannerSettings)
+        no_options: Mapping[str, Any] = {}
+        target = plugins.load("scaling_targets", options.target)(context, no_options)
+        predictor = plugins.load("load_predictors", options.load_predictor)()
+        return PlannerComponent(context, options, target, predictor)
+
+
+PLUGIN = PlannerPlugin()
+"""The entry ``planner`` of ``dynamo_core.components``."""
