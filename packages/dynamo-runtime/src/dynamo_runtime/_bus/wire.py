@@ -14,6 +14,9 @@ PACKET_BYTES = 64 << 10
 
 HIGH_WATER_PACKETS = 1000
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding bytes of any kind may raise."""
+
 
 class Packet(msgspec.Struct, frozen=True, array_like=True):
     """Consecutive events of one publisher; without events a heartbeat.
@@ -60,7 +63,7 @@ def decode_packet(payload: bytes) -> Packet:
     """Read a packet. Raises ``BackendProtocolError`` if it is none."""
     try:
         return _packet.decode(payload)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BackendProtocolError(f"event packet cannot be read: {error}") from error
 
 
@@ -68,7 +71,7 @@ def decode_query(payload: bytes) -> ReplayQuery:
     """Read a question. Raises ``BackendProtocolError`` if it is none."""
     try:
         return _query.decode(payload)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BackendProtocolError(f"replay query cannot be read: {error}") from error
 
 
@@ -76,7 +79,7 @@ def decode_part(payload: bytes) -> ReplayPart:
     """Read a part of an answer. Raises ``BackendProtocolError`` if it is none."""
     try:
         return _part.decode(payload)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BackendProtocolError(f"replay answer cannot be read: {error}") from error
 
 

@@ -155,7 +155,7 @@ class FileDiscovery:
         self._disown(key)
         if own is not None:
             own.records[key] = value
-        self._note(record)
+        await self._note(record)
         return record.revision
 
     async def compare_and_set(
@@ -172,7 +172,7 @@ class FileDiscovery:
         if record is None:
             return None
         self._disown(key)
-        self._note(record)
+        await self._note(record)
         return record.revision
 
     async def get(self, key: str) -> Record | None:
@@ -185,8 +185,11 @@ class FileDiscovery:
         self._disown(key)
         if revision is None:
             return False
-        records = {name: record for name, record in self._view.records.items() if name != key}
-        self._publish(View(records, revision, self._view.garbled))
+        if self._watches and revision == self._view.revision + 1:
+            records = {name: record for name, record in self._view.records.items() if name != key}
+            self._publish(View(records, revision, self._view.garbled))
+        elif self._following:
+            await self._catch_up()
         return True
 
     async def list(self, prefix: str) -> list[Record]:
@@ -229,15 +232,26 @@ class FileDiscovery:
             self._publish(view)
         return view
 
-    def _note(self, record: Record) -> None:
-        if self._watches:
+    async def _note(self, record: Record) -> None:
+        """Show an own write to own watches at once."""
+        if not self._watches:
+            return
+        if record.revision == self._view.revision + 1:
             records = {**self._view.records, record.key: record}
-            self._publish(View(records, max(record.revision, self._view.revision), self._view.garbled))
+            self._publish(View(records, record.revision, self._view.garbled))
+        elif self._following:
+            await self._catch_up()
 
     def _publish(self, view: View) -> None:
         self._view = view
         for watch in self._watches:
             watch.update(view.records, view.revision)
+
+    async def _catch_up(self) -> None:
+        # Others wrote in between; only a scan can bring all changes into order. The own write has happened whatever
+        # becomes of the scan, and the next one makes up for it.
+        with contextlib.suppress(UnavailableError):
+            await self._refresh()
 
     async def _follow(self) -> None:
         """Refresh the view whenever a file of the directory changes."""

@@ -35,6 +35,7 @@ MAX_FILE_NAME_BYTES = 255
 FORMAT = "dynamo-file-discovery-1"
 _LOST_COUNTER_LEAP = 1_000_000
 _COUNTER_DIGITS = 20
+_SCAN_ATTEMPTS = 3
 
 
 class StoreBusyError(Exception):
@@ -80,6 +81,9 @@ class View(msgspec.Struct, frozen=True):
     revision: int
     garbled: int
 
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding bytes of any kind may raise."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(StoredRecord).decode
@@ -147,7 +151,16 @@ class FileStore:
 
         A record that cannot be read any more keeps its last value: damage to a file is no deletion.
         """
-        revision = self._revision()
+        attempts = 0
+        while True:
+            revision = self._revision()
+            view = self._scan_once(revision)
+            attempts += 1
+            # A write during the scan may be missed while a later one is seen, which would reorder them.
+            if self._revision() == revision or attempts == _SCAN_ATTEMPTS:
+                return view
+
+    def _scan_once(self, revision: int) -> View:
         cache: dict[str, tuple[tuple[int, int, int], StoredRecord | None]] = {}
         garbled = 0
         with os.scandir(self.root) as entries:
@@ -205,7 +218,7 @@ class FileStore:
     def _read(self, name: str) -> StoredRecord | None:
         try:
             stored = _decode_record((self.root / name).read_bytes())
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, *UNREADABLE):
             return None
         whole = stored.format == FORMAT and stored.checksum == _checksum(stored.key, stored.value)
         return stored if whole and file_name(stored.key) == name else None
@@ -329,5 +342,5 @@ def _heartbeat(path: Path) -> tuple[int, int] | None:
 def _read_lease(path: Path) -> LeaseFile | None:
     try:
         return _decode_lease(path.read_bytes())
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, *UNREADABLE):
         return None

@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 
 from dynamo_core.discovery import Record, RecordDeleted, RecordPut, WatchEvent, WatchSynced
 
+MAX_QUEUED_EVENTS = 4096
+
 
 class FileWatch:
     """Changes under a prefix, for one reader.
 
-    It compares views instead of queueing changes, so a reader that falls behind costs nothing: it sees the newest
-    value of each key, in the order of revisions.
+    Changes are found by comparing views and come in the order of revisions. A reader that falls behind by more than
+    ``MAX_QUEUED_EVENTS`` is given the difference to the newest view once it has caught up.
 
     Args:
         prefix: Start of the keys.
@@ -32,6 +34,7 @@ class FileWatch:
         self._seen: dict[str, int] = {}
         self._ready: deque[WatchEvent] = deque()
         self._wake = asyncio.Event()
+        self._behind = False
         self._synced = False
         self._resync = False
         self._closed = False
@@ -44,9 +47,11 @@ class FileWatch:
         if not self._synced and not self._closed:
             await self._first_view()
         while not self._ready and not self._closed:
-            await self._wake.wait()
             self._wake.clear()
-            self._compare()
+            if self._behind:
+                self._compare()
+            else:
+                await self._wake.wait()
         if self._closed:
             raise StopAsyncIteration
         return self._ready.popleft()
@@ -67,9 +72,13 @@ class FileWatch:
         self._records = records
         self._revision = revision
         self._resync = self._resync or resync
+        self._behind = True
+        if self._synced and len(self._ready) < MAX_QUEUED_EVENTS:
+            self._compare()
         self._wake.set()
 
     def _compare(self) -> None:
+        self._behind = False
         present = {key: record for key, record in self._records.items() if key.startswith(self._prefix)}
         changes: list[RecordPut | RecordDeleted] = [
             RecordDeleted(key, self._revision) for key in self._seen if key not in present

@@ -38,7 +38,18 @@ class ClientCall:
         credit: Items the server may send unasked.
     """
 
-    __slots__ = ("_connection", "_held", "_hold_above", "_outstanding", "ended", "id", "inbox", "receiver", "timer")
+    __slots__ = (
+        "_connection",
+        "_floor",
+        "_held",
+        "_hold_above",
+        "_outstanding",
+        "ended",
+        "id",
+        "inbox",
+        "receiver",
+        "timer",
+    )
 
     def __init__(
         self, connection: ClientConnection | None, call_id: int, receiver: StreamReceiver, credit: int
@@ -51,6 +62,7 @@ class ClientCall:
         self._connection = connection
         self._outstanding = credit
         self._hold_above = credit // 2
+        self._floor = -connection.state.options.max_buffer_items if connection is not None else 0
         self._held = 0
 
     def grant(self, items: int) -> None:
@@ -79,11 +91,11 @@ class ClientCall:
         self.end(DeadlineExceededError("The worker did not finish within the deadline."))
 
     def arrived(self, count: int) -> bool:
-        """Count items against the credit; return whether the server kept to it."""
+        """Count items against the credit; return whether the server kept to it, but for the debt of an ended call."""
         self._outstanding -= count
         if self._held and self._outstanding <= self._hold_above:
             self._release()
-        return self._outstanding >= 0
+        return self._outstanding >= self._floor
 
     def deliver(self) -> None:
         """Hand over what arrived."""

@@ -181,7 +181,7 @@ class FrameReader:
 def _decode(body: memoryview) -> Frame:
     try:
         return _decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BackendProtocolError(f"frame cannot be read: {error}") from error
     except RecursionError as error:
         raise BackendProtocolError("frame cannot be read: it nests too deep") from error

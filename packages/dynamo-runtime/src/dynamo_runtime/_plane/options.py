@@ -20,7 +20,7 @@ class PlaneOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         advertise: Host that peers reach this process under; needed if the detected one is not reachable.
         max_frame_bytes: Largest frame taken, hence of a payload or item.
-        max_buffer_items: Items that one call may hold beyond its credit before it is ended.
+        max_buffer_items: Items that one call may send beyond its credit before it is ended; the same on both sides.
         max_calls: Calls served at once, over all endpoints.
         max_connections: Connections accepted at once.
         connect_timeout_s: Limit of connecting, greeting included.

@@ -41,6 +41,7 @@ class ServerCall:
     """A call being served.
 
     Items wait in ``_out`` until the connection takes them, at most ``_window`` of them before the caller grants more.
+    A handler that sends on without credit goes into debt; the debt leaves when the caller grants or the handler ends.
 
     Args:
         connection: Where it came from.
@@ -205,10 +206,17 @@ class ServerCall:
             self._wake_credit()
 
     def finish(self, error: DynamoError | None) -> None:
-        """No more items come; the end leaves after those that wait."""
-        if self._end is None and not self._closed:
-            self._end = (error,)
-            self._try_end()
+        """No more items come; the end leaves with those that wait.
+
+        What the handler sent beyond the credit leaves too: it is bounded, and no end should wait for a slow reader.
+        """
+        if self._end is not None or self._closed:
+            return
+        self._end = (error,)
+        if self._out and self._window <= 0:
+            self._connection.mark_ready(self)
+        self._window = max(self._window, len(self._out))
+        self._try_end()
 
     def stop(self) -> None:
         """The caller wants no more. Idempotent."""
@@ -221,8 +229,6 @@ class ServerCall:
         callbacks, self._stop_callbacks = self._stop_callbacks, []
         for callback in callbacks:
             _run_callback(callback)
-        if self._end is not None:
-            self._try_end()
 
     def drop(self, *, cancel: bool) -> None:
         """Forget the call without telling the caller; with ``cancel`` the handler too is cancelled."""
@@ -239,9 +245,6 @@ class ServerCall:
         self.drop(cancel=True)
 
     def _try_end(self) -> None:
-        if self._stopped and self._window <= 0:
-            # The caller will not grant any more: what waits for credit would wait for ever.
-            self._out.clear()
         if self._closed or self._out or self._end is None:
             return
         error = self._end[0]
