@@ -228,7 +228,9 @@ class FileDiscovery:
         if view.garbled > self._view.garbled:
             self._metrics.garbled(view.garbled - self._view.garbled)
             logger.warning("discovery.garbled_files", directory=str(self._store.root), files=view.garbled)
-        if view.records != self._view.records:
+        changed = view.records != self._view.records
+        self._view = view
+        if changed:
             self._publish(view)
         return view
 
@@ -266,7 +268,8 @@ class FileDiscovery:
                     watch_filter=None,
                     stop_event=self._follower_stop,
                 ):
-                    await self._refresh()
+                    while not (await self._refresh()).whole:
+                        pass
             if self._follower_stop.is_set():
                 return
             await self._clock.sleep(self._options.poll_interval_s)

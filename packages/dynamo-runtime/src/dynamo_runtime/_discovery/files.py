@@ -75,11 +75,13 @@ class View(msgspec.Struct, frozen=True):
         records: By key.
         revision: Newest revision given out before the scan.
         garbled: Files that could not be read as records.
+        whole: False if writes were under way all the time, so that the newest ones are left for the next scan.
     """
 
     records: dict[str, Record]
     revision: int
     garbled: int
+    whole: bool = True
 
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -104,6 +106,7 @@ class FileStore:
         self._tmp = self._state / "tmp"
         # Revisions must grow even if the counter's file is lost with its directory.
         self._floor = 0
+        self._records: dict[str, Record] = {}
         self._cache: dict[str, tuple[tuple[int, int, int], StoredRecord | None]] = {}
 
     def prepare(self) -> None:
@@ -151,33 +154,41 @@ class FileStore:
 
         A record that cannot be read any more keeps its last value: damage to a file is no deletion.
         """
-        attempts = 0
-        while True:
-            revision = self._revision()
-            view = self._scan_once(revision)
-            attempts += 1
-            # A write during the scan may be missed while a later one is seen, which would reorder them.
-            if self._revision() == revision or attempts == _SCAN_ATTEMPTS:
-                return view
+        for _ in range(_SCAN_ATTEMPTS - 1):
+            newest = self._revision()
+            records, garbled = self._scan_once()
+            if self._revision() == newest:
+                return self._seen(records, garbled, whole=True)
+        # Others write all the time. A write during the scan may be missed while a later one is seen, so everything
+        # from the first that may be under way is left for the next scan.
+        limit = max(self._revision() - 1, self._floor)
+        records, garbled = self._scan_once()
+        return self._seen(self._up_to(limit, records), garbled, whole=False)
 
-    def _scan_once(self, revision: int) -> View:
+    def _seen(self, records: dict[str, Record], garbled: int, *, whole: bool) -> View:
+        self._records = records
+        self._floor = max(self._floor, max((record.revision for record in records.values()), default=0))
+        return View(records, self._floor, garbled, whole)
+
+    def _scan_once(self) -> tuple[dict[str, Record], int]:
         cache: dict[str, tuple[tuple[int, int, int], StoredRecord | None]] = {}
-        garbled = 0
         with os.scandir(self.root) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                found = self._look(entry)
-                if found is None:
-                    continue
-                cache[entry.name] = found
-                garbled += found[1] is None
+                found = None if entry.name.startswith(".") else self._look(entry)
+                if found is not None:
+                    cache[entry.name] = found
         self._cache = cache
         stored = [item for _, item in cache.values() if item is not None]
         records = {item.key: Record(item.key, item.value, item.revision) for item in stored}
-        newest = max((item.revision for item in stored), default=0)
-        self._floor = max(self._floor, revision, newest)
-        return View(records, self._floor, garbled)
+        return records, len(cache) - len(stored)
+
+    def _up_to(self, limit: int, records: dict[str, Record]) -> dict[str, Record]:
+        shown: dict[str, Record] = {}
+        for key, record in records.items():
+            older = record if record.revision <= limit else self._records.get(key)
+            if older is not None:
+                shown[key] = older
+        return shown
 
     def _look(self, entry: os.DirEntry[str]) -> tuple[tuple[int, int, int], StoredRecord | None] | None:
         try:
@@ -186,7 +197,7 @@ class FileStore:
             return None
         if not stat.S_ISREG(info.st_mode):
             return None
-        mark = (info.st_ino, info.st_mtime_ns, info.st_size)
+        mark = _mark(info)
         known = self._cache.get(entry.name)
         if known is not None and known[0] == mark:
             return known
@@ -200,11 +211,11 @@ class FileStore:
         if lease_id and not self._lease_path(lease_id).exists():
             raise ConflictError(f"lease {lease_id:x} has ended; create a new one", reason="discovery.lease_ended")
         revision = self._next_revision()
-        body = _encode(StoredRecord(FORMAT, key, revision, lease_id, value, _checksum(key, value)))
+        stored = StoredRecord(FORMAT, key, revision, lease_id, value, _checksum(key, value))
         temporary = self._tmp / secrets.token_hex(8)
         target = self.root / name
         try:
-            temporary.write_bytes(body)
+            temporary.write_bytes(_encode(stored))
             # The revision as modification time tells any two contents of a name apart, however fast they follow.
             os.utime(temporary, ns=(revision, revision))
             if create and not target.exists():
@@ -213,6 +224,7 @@ class FileStore:
                 temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+        self._cache[name] = (_mark(target.stat()), stored)
         return Record(key, value, revision)
 
     def _read(self, name: str) -> StoredRecord | None:
@@ -291,17 +303,15 @@ class FileStore:
     def _revision(self) -> int:
         try:
             return int((self._state / "revision").read_bytes())
-        except FileNotFoundError:
-            return 0
-        except ValueError:
+        except (FileNotFoundError, ValueError):
             return -1
 
     def _next_revision(self) -> int:
         newest = self._revision()
         if newest < 0:
-            # The counter is damaged: leap over whatever it may have given out beyond the records that are left.
             self.scan()
-            newest = self._floor + _LOST_COUNTER_LEAP
+            # Leap over whatever a lost counter may have given out beyond the records that are left.
+            newest = self._floor + _LOST_COUNTER_LEAP if self._floor else 0
         revision = max(newest, self._floor) + 1
         descriptor = os.open(self._state / "revision", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -325,6 +335,10 @@ def file_name(key: str) -> str:
             param="key",
         )
     return name
+
+
+def _mark(info: os.stat_result) -> tuple[int, int, int]:
+    return info.st_ino, info.st_mtime_ns, info.st_size
 
 
 def _checksum(key: str, value: bytes) -> int:
