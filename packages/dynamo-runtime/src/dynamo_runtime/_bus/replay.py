@@ -11,7 +11,7 @@ from dynamo_core.errors import BackendProtocolError, UnavailableError
 from dynamo_core.events import EventEnvelope
 from dynamo_runtime._bus.sockets import SocketReader, send
 from dynamo_runtime._bus.wire import ReplayPart, ReplayQuery, decode_part, encode
-from dynamo_runtime._plane.server import wait_within
+from dynamo_runtime._plane.timers import wait_within
 
 
 async def fetch(

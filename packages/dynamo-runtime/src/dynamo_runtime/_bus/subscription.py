@@ -30,7 +30,7 @@ from dynamo_runtime._bus.replay import fetch
 from dynamo_runtime._bus.sequence import SequenceTracker
 from dynamo_runtime._bus.sockets import SocketReader
 from dynamo_runtime._bus.wire import HIGH_WATER_PACKETS, Packet, ReplayQuery, decode_packet, topic_frame
-from dynamo_runtime._plane.server import wait_within
+from dynamo_runtime._plane.timers import wait_within
 
 logger = structlog.get_logger(__name__)
 

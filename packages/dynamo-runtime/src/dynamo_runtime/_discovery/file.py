@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import urllib.parse
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import msgspec
 import structlog
 import watchfiles
 
@@ -29,6 +27,7 @@ from dynamo_core.errors import ConfigurationError, ConflictError, DynamoError, U
 from dynamo_runtime._discovery._metrics import DiscoveryMetrics
 from dynamo_runtime._discovery.files import FileStore, StoreBusyError, View
 from dynamo_runtime._discovery.keeper import FileLease, LeaseObserver, keep_alive
+from dynamo_runtime._discovery.options import FileDiscoveryOptions, file_options
 from dynamo_runtime._discovery.owner import this_process
 from dynamo_runtime._discovery.watches import FileWatch
 
@@ -43,25 +42,6 @@ _LAST_RETRY_S = 0.05
 _NOTIFY_STEP_MS = 10
 _NOTIFY_DEBOUNCE_MS = 50
 _TENDS_PER_TTL = 4
-
-
-class FileDiscoveryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Times of one client.
-
-    Attributes:
-        tend_interval_s: Longest time between two looks at leases; short-lived leases are looked at more often.
-        poll_interval_s: Time between two full scans while something is watched, should a file notification be lost.
-        lock_timeout_s: Limit of waiting for the directory's lock.
-    """
-
-    tend_interval_s: float = 1.0
-    poll_interval_s: float = 5.0
-    lock_timeout_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give a number of seconds above 0")
 
 
 class FileDiscovery:
@@ -383,17 +363,7 @@ def file_discovery(url: str, *, clock: object, options: Mapping[str, object]) ->
     Raises:
         ConfigurationError: if the URL names no absolute directory, or an option is wrong.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "file" or parts.netloc or len(parts.path) < 2:
-        raise ConfigurationError(f"discovery {url!r} is not file:///absolute/directory")
-    fields: dict[str, object] = {**dict(urllib.parse.parse_qsl(parts.query)), **options}
-    metrics = cast("Metrics | None", fields.pop("metrics", None))
-    try:
-        parsed = msgspec.convert(fields, FileDiscoveryOptions, strict=False)
-    except msgspec.ValidationError as error:
-        known = ", ".join((*FileDiscoveryOptions.__struct_fields__, "metrics"))
-        raise ConfigurationError(f"discovery {url}: {error}; options are {known}") from error
-    root = Path(urllib.parse.unquote(parts.path))
+    root, parsed, metrics = file_options(url, options)
     return FileDiscovery(root, clock=cast("Clock", clock), options=parsed, metrics=metrics)
 
 

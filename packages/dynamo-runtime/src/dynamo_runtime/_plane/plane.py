@@ -30,8 +30,8 @@ from dynamo_runtime._plane.client import refused_call
 from dynamo_runtime._plane.connection import PlaneState
 from dynamo_runtime._plane.options import PlaneOptions, plane_options
 from dynamo_runtime._plane.pool import ConnectionPool, split_address
-from dynamo_runtime._plane.server import EndpointTable, ServerConnection, wait_within
-from dynamo_runtime._plane.timers import Timers
+from dynamo_runtime._plane.server import EndpointTable, ServerConnection
+from dynamo_runtime._plane.timers import Timers, wait_within
 
 if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics

@@ -10,7 +10,7 @@ from dynamo_core.errors import DynamoError, InvalidRequestError, UnavailableErro
 from dynamo_runtime._plane.address import TcpAddress, parse_address
 from dynamo_runtime._plane.client import ClientConnection
 from dynamo_runtime._plane.connection import PlaneState
-from dynamo_runtime._plane.server import wait_within
+from dynamo_runtime._plane.timers import wait_within
 
 
 class ConnectionPool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dynamo_core.clock import Clock
 from dynamo_core.errors import (
@@ -21,6 +21,7 @@ from dynamo_core.planes import RequestHandler, ServedEndpoint
 from dynamo_runtime._plane.connection import Connection, PlaneState
 from dynamo_runtime._plane.framing import Batch, Cancel, Grant, Open, encode
 from dynamo_runtime._plane.stream import ServerCall, bounded_record
+from dynamo_runtime._plane.timers import wait_within
 
 SPLIT_BYTES = 1 << 20
 """Above this a tick's items are spread over several frames, so that none meets the frame limit."""
@@ -293,19 +294,6 @@ def _split(
             part_items[-1].append(item)
             size += len(item) + _ITEM_OVERHEAD_BYTES
     return part_calls, part_items
-
-
-async def wait_within(clock: Clock, timeout_s: float, waiting: Coroutine[Any, Any, object]) -> bool:
-    """Await something for at most ``timeout_s``; return whether it happened. What did not is cancelled."""
-    work = asyncio.ensure_future(waiting)
-    limit = asyncio.ensure_future(clock.sleep(timeout_s))
-    try:
-        await asyncio.wait((work, limit), return_when=asyncio.FIRST_COMPLETED)
-        return work.done()
-    finally:
-        for task in (work, limit):
-            task.cancel()
-        await asyncio.gather(work, limit, return_exceptions=True)
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Many timers over one ``Clock``: a single sleeping task for all deadlines of a plane."""
+"""Waiting on a ``Clock``: many timers with a single sleeping task, and a wait with a limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from dynamo_core.clock import Clock
 
@@ -101,3 +102,16 @@ class Timers:
                 self._cancelled -= 1
             else:
                 callback()
+
+
+async def wait_within(clock: Clock, timeout_s: float, waiting: Coroutine[Any, Any, object]) -> bool:
+    """Await something for at most ``timeout_s``; return whether it happened. What did not is cancelled."""
+    work = asyncio.ensure_future(waiting)
+    limit = asyncio.ensure_future(clock.sleep(timeout_s))
+    try:
+        await asyncio.wait((work, limit), return_when=asyncio.FIRST_COMPLETED)
+        return work.done()
+    finally:
+        for task in (work, limit):
+            task.cancel()
+        await asyncio.gather(work, limit, return_exceptions=True)

@@ -23,7 +23,8 @@ from dynamo_runtime._bus._metrics import LOST, MALFORMED
 from dynamo_runtime._bus.bus import ZmqEventBus, zmq_event_bus
 from dynamo_runtime._bus.options import BusOptions
 from dynamo_runtime._bus.wire import Packet, encode, topic_frame
-from dynamo_runtime._discovery.file import FileDiscovery, FileDiscoveryOptions
+from dynamo_runtime._discovery.file import FileDiscovery
+from dynamo_runtime._discovery.options import FileDiscoveryOptions
 
 TOPIC = Topic("events", "test")
 URL = "zmq://127.0.0.1:0"

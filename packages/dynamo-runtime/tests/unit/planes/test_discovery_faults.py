@@ -17,9 +17,10 @@ from dynamo_core.discovery import Record, RecordDeleted, RecordPut, WatchSynced
 from dynamo_core.errors import ConfigurationError, ConflictError, InvalidRequestError, UnavailableError
 from dynamo_core.telemetry import Metrics
 from dynamo_core.testing import FakeClock
-from dynamo_runtime._discovery.file import FileDiscovery, FileDiscoveryOptions, file_discovery
+from dynamo_runtime._discovery.file import FileDiscovery, file_discovery
 from dynamo_runtime._discovery.files import FileStore, LeaseFile, file_name
 from dynamo_runtime._discovery.keeper import LeaseObserver
+from dynamo_runtime._discovery.options import FileDiscoveryOptions
 from dynamo_runtime._discovery.owner import Owner, certainly_gone, this_process
 from dynamo_runtime._discovery.watches import MAX_QUEUED_EVENTS, FileWatch
 
