@@ -60,7 +60,7 @@ class HealthBoard:
 class Spawner(Protocol):
     """Starts background tasks in the process's one task group; an error in any of them stops the process."""
 
-    def __call__(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+    def __call__(self, coroutine: Coroutine[Any, Any, None], /, *, name: str) -> asyncio.Task[None]:
         """Start and return the task."""
         ...
 
