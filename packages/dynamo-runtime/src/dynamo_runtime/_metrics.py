@@ -9,7 +9,6 @@ from prometheus_client.process_collector import ProcessCollector
 
 from dynamo_core.telemetry import Metrics
 
-PROCESS_STATE = "dynamo_runtime_process_state"
 DRAIN_SECONDS = "dynamo_runtime_drain_seconds"
 DISCOVERY_CONNECTED = "dynamo_runtime_discovery_connected"
 REPLICAS = "dynamo_supervisor_replicas"

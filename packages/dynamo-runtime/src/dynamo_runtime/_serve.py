@@ -74,8 +74,9 @@ def serve(argv: Sequence[str]) -> int:
         screen = ServeScreen(plan.url, plan.serve, processes=not plan.serve.in_process)
         if plan.serve.in_process:
             return run_components(_in_process(plan), plan.runtime, on_ready=screen.show)
-        hosted = HostedComponent("supervisor", SupervisorPlugin(process_specs(plan)), (plan.supervisor,))
-        return run_components([hosted], plan.runtime, on_ready=screen.show)
+        specs = process_specs(plan)
+        hosted = HostedComponent("supervisor", SupervisorPlugin(specs), (plan.supervisor,))
+        return run_components([hosted], supervising_settings(plan.runtime, specs), on_ready=screen.show)
 
 
 def make_plan(argv: Sequence[str], stack: ExitStack) -> ServePlan:
@@ -103,7 +104,7 @@ def make_plan(argv: Sequence[str], stack: ExitStack) -> ServePlan:
 def process_specs(plan: ServePlan) -> list[ProcessSpec]:
     """Return the processes of a plan, in the order in which others depend on them."""
     shared = child_flags(plan.runtime)
-    limit_s = plan.runtime.drain_timeout_s + STOP_MARGIN_S
+    limit_s = plan.runtime.grace_period_s + plan.runtime.drain_timeout_s + STOP_MARGIN_S
     workers = component_command("worker", *shared, *plan.worker_flags())
     frontend = component_command("frontend", *shared, *plan.frontend_flags())
     specs = [
@@ -114,6 +115,12 @@ def process_specs(plan: ServePlan) -> list[ProcessSpec]:
         planner = component_command("planner", *shared, "--role", "worker", "--target", "supervisor")
         specs.append(ProcessSpec("planner", planner, 1, drain_timeout_s=limit_s))
     return specs
+
+
+def supervising_settings(runtime: RuntimeSettings, specs: Sequence[ProcessSpec]) -> RuntimeSettings:
+    """Return settings with time for every role to drain in full, since they drain one after the other."""
+    drain_timeout_s = sum(spec.drain_timeout_s for spec in specs)
+    return runtime.model_copy(update={"drain_timeout_s": drain_timeout_s, "grace_period_s": 0.0})
 
 
 def child_flags(runtime: RuntimeSettings) -> list[str]:

@@ -15,7 +15,7 @@ from dynamo_core.errors import ConfigurationError
 from dynamo_core.settings import ResolvedSettings, resolve_settings
 from dynamo_runtime._graph import Graph, GraphFile
 from dynamo_runtime._host import HostedComponent, run_components
-from dynamo_runtime._serve import STOP_MARGIN_S, child_flags
+from dynamo_runtime._serve import STOP_MARGIN_S, child_flags, supervising_settings
 from dynamo_runtime._settings import RuntimeSettings, SupervisorSettings
 from dynamo_runtime._supervisor.component import SupervisorPlugin
 from dynamo_runtime._supervisor.spec import ProcessSpec, component_command
@@ -51,7 +51,7 @@ def up(argv: Sequence[str]) -> int:
             print("\n".join(["", f"{path} is up.", "", *lines, "", "Ctrl-C to stop.", ""]), flush=True)  # noqa: T201 - the screen
 
         hosted = HostedComponent("supervisor", SupervisorPlugin(specs), (resolved.get(SupervisorSettings),))
-        return run_components([hosted], runtime, on_ready=show)
+        return run_components([hosted], supervising_settings(runtime, specs), on_ready=show)
 
 
 def render(argv: Sequence[str]) -> int:
@@ -85,7 +85,7 @@ def graph_specs(file: GraphFile, runtime: RuntimeSettings) -> list[ProcessSpec]:
             command=component_command(service.component, *child_flags(runtime), *service.flags()),
             replicas=service.replicas,
             env=service.environment(),
-            drain_timeout_s=runtime.drain_timeout_s + STOP_MARGIN_S,
+            drain_timeout_s=runtime.grace_period_s + runtime.drain_timeout_s + STOP_MARGIN_S,
             gpus=service.resources.gpu,
         )
         specs.append((_rank(service.component), spec))

@@ -11,7 +11,7 @@ from aiohttp import web
 from dynamo_core import plugins
 from dynamo_core.errors import ConfigurationError, UnavailableError
 from dynamo_runtime._screen import ServeScreen
-from dynamo_runtime._serve import ServePlan, make_plan, process_specs
+from dynamo_runtime._serve import STOP_MARGIN_S, ServePlan, make_plan, process_specs, supervising_settings
 from dynamo_runtime._settings import ServeSettings
 
 
@@ -60,6 +60,15 @@ def test_a_planner_scales_the_workers_through_the_supervisor(stack: ExitStack) -
     planner = process_specs(plan_of(stack, "--planner"))[-1]
     assert planner.role == "planner"
     assert (flag(planner.command, "--role"), flag(planner.command, "--target")) == ("worker", "supervisor")
+
+
+def test_every_role_has_its_own_time_to_drain(stack: ExitStack) -> None:
+    plan = plan_of(stack, "--drain-timeout-s", "20", "--grace-period-s", "3")
+    specs = process_specs(plan)
+    assert flag(specs[0].command, "--drain-timeout-s") == "20.0"
+    supervising = supervising_settings(plan.runtime, specs)
+    assert supervising.drain_timeout_s == 2 * (3 + 20 + STOP_MARGIN_S)
+    assert supervising.grace_period_s == 0
 
 
 def test_planes_that_were_asked_for_are_kept(stack: ExitStack) -> None:
