@@ -24,8 +24,10 @@ def status_line(status: int) -> bytes:
 
 
 def _head(status: int, headers: Headers) -> bytes:
-    # Header values come from clients in part (x-request-id); a line break in one would split the response.
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        # A line break inside a value would split the response in two.
+        lines = "".join([f"{name}: {' '.join(value.split())}\r\n" for name, value in headers.items()])
     return status_line(status) + lines.encode("latin-1", "replace")
 
 
