@@ -63,6 +63,20 @@ def test_lent_blocks_stay_until_given_back() -> None:
     assert tier.put([block(9)], [content(9)]) == [2]
 
 
+def test_room_for_a_block_is_not_made_from_its_parent() -> None:
+    tier = HostTier(1, BLOCK_BYTES)
+    tier.put([block(1)], [content(1)])
+    assert tier.put([block(2, 1)], [content(2)]) == []
+    assert tier.contains([1, 2]) == [True, False]
+
+
+def test_a_block_given_twice_takes_one_slot() -> None:
+    tier = HostTier(3, BLOCK_BYTES)
+    tier.put([block(1), block(1)], [content(1), content(1)])
+    assert tier.used_blocks == 1
+    tier.check_integrity()
+
+
 def test_clear_tells_what_went() -> None:
     tier = HostTier(2, BLOCK_BYTES)
     tier.put([block(1), block(2, 1)], [content(1), content(2)])
@@ -103,9 +117,11 @@ class HostTierMachine(RuleBasedStateMachine):
         chain = [start * 100 + i for i in range(length)]
         blocks = [block(item, chain[i - 1] if i else None) for i, item in enumerate(chain)]
         evicted = self.tier.put(blocks, [content(item) for item in chain])
-        self.held = (self.held | set(chain)) - set(evicted)
-        # A block evicted and put again within one call is held.
-        self.held |= {item for item in chain if self.tier.contains([item])[0]}
+        kept = self.tier.contains(chain)
+        # What does not fit is cut from the chain's end: the rest would be unreachable.
+        assert kept == sorted(kept, reverse=True)
+        assert len(evicted) == len(set(evicted)) and set(evicted) <= self.held
+        self.held = (self.held - set(evicted)) | {item for item, there in zip(chain, kept, strict=True) if there}
 
     @rule(item=st.integers(100, 606))
     def remove(self, item: int) -> None:
