@@ -5,62 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import msgspec
 
 from dynamo_core.clock import Clock
 from dynamo_core.enums import FinishReason
 from dynamo_core.errors import (
     BackendProtocolError,
-    CancelledRequestError,
     DynamoError,
     UnavailableError,
     as_dynamo_error,
-    error_from_record,
 )
 from dynamo_core.ids import WorkerId
 from dynamo_core.planes import DEFAULT_CREDIT_ITEMS, Call, CallOptions, RequestPlane
-from dynamo_core.requests import GenerateChunk, GenerateRequest, TokenLogprob, Usage
-from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
+from dynamo_core.requests import GenerateChunk, GenerateRequest, Usage
+from dynamo_core.routing import RequestOutcome, RoutingDecision
 from dynamo_core.telemetry import trace_headers
-from dynamo_core.tokens import XXH3_1337_V1, BlockHasher, PackedHashes, PackedTokens, token_count
+from dynamo_core.tokens import PackedHashes, token_count
 from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST
+from dynamo_frontend._attempts import attempt_request, chunk_error, routing_request
 from dynamo_frontend._catalog import Catalog, ServedModel
 from dynamo_frontend._ledger import TokenLedger
 from dynamo_frontend._metrics import FrontendMetrics
+from dynamo_frontend._sink import GenerationSink
 
 PROGRESS_EVERY_TOKENS = 32
 _NO_HASHES = PackedHashes(b"")
-
-
-class GenerationSink(Protocol):
-    """Where accepted output goes. Called on the event loop, in order, ``flush`` after each batch."""
-
-    def tokens(self, choice: int, token_ids: list[int], logprobs: Sequence[TokenLogprob]) -> int | None:
-        """Take new tokens. Returns how many of them count if a stop string ended the choice, else None."""
-        ...
-
-    def finished(self, choice: int, reason: FinishReason) -> None:
-        """A choice ended."""
-        ...
-
-    def flush(self) -> None:
-        """Everything that arrived together has been given."""
-        ...
-
-    def done(self, usage: Usage) -> None:
-        """All choices ended."""
-        ...
-
-    def failed(self, error: DynamoError) -> None:
-        """The generation cannot go on. Nothing follows."""
-        ...
-
-    @property
-    def writable(self) -> bool:
-        """Whether the client keeps up."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +205,9 @@ class Generation:
     async def _open(self) -> None:
         # None until a worker is chosen: a failure to choose one is final, there is nothing to move away from.
         self._attempt = None
-        request = self._attempt_request()
-        decision = await self._model.router.select(self._routing_request(request))
+        request = attempt_request(self.request, self._ledger)
+        excluded = (*self._model.excluded, *self._excluded)
+        decision = await self._model.router.select(routing_request(request, self._model.card, excluded))
         self.decision = decision
         attempt = self._attempt = _Attempt(self, decision)
         address = await self._services.catalog.address(self._model.endpoint, decision.worker.instance_id)
@@ -257,49 +226,11 @@ class Generation:
         else:
             self.resume()
 
-    def _attempt_request(self) -> GenerateRequest:
-        """Return the request for the next worker.
-
-        One choice goes on after its accepted tokens. Several choices have no common sequence to go on from: they are
-        drawn again from the same seed, and what is known of them is checked and dropped.
-        """
-        number = self._ledger.attempt
-        if not number:
-            return self.request
-        changes = {"attempt": number}
-        if self.request.sampling.n == 1 and self._ledger.total_tokens:
-            sequence = self._ledger.continuation(self.request.token_ids)
-            return msgspec.structs.replace(
-                self.request, **changes, token_ids=sequence, prompt_tokens=self.prompt_tokens
-            )
-        return msgspec.structs.replace(self.request, **changes)
-
-    def _routing_request(self, request: GenerateRequest) -> RoutingRequest:
-        card = self._model.card
-        local = sequence = _NO_HASHES
-        if card.kv_block_size:
-            hints = request.routing
-            hashes = BlockHasher(card.kv_block_size, hints.lora, hints.cache_salt).hash_tokens(request.token_ids)
-            local, sequence = hashes.local, hashes.sequence
-        return RoutingRequest(
-            request_id=request.request_id,
-            model=request.model,
-            prompt_tokens=token_count(request.token_ids),
-            block_size=card.kv_block_size,
-            local_hashes=local,
-            sequence_hashes=sequence,
-            algorithm=card.hash_algorithm or XXH3_1337_V1,
-            token_ids=request.token_ids if not card.kv_block_size else PackedTokens(b""),
-            hints=request.routing,
-            attempt=request.attempt,
-            excluded=(*self._model.excluded, *self._excluded),
-        )
-
     def _take_chunk(self, attempt: _Attempt, chunk: GenerateChunk) -> None:
         if chunk.attempt != self._ledger.attempt:
             return
         if chunk.finish_reason is FinishReason.ERROR or chunk.error is not None:
-            raise _chunk_error(chunk)
+            raise chunk_error(chunk)
         tokens, logprobs = self._ledger.accept(chunk)
         if chunk.usage is not None:
             self._cached_tokens = chunk.usage.cached_tokens
@@ -456,12 +387,3 @@ class Generation:
                 error_reason=error_reason,
             ),
         )
-
-
-def _chunk_error(chunk: GenerateChunk) -> DynamoError:
-    if chunk.error is not None:
-        error = error_from_record(chunk.error)
-        if isinstance(error, CancelledRequestError):
-            return UnavailableError(error.message, reason="backend.cancelled")
-        return error
-    return BackendProtocolError("The worker reported an error without saying which.", reason="backend.protocol")
