@@ -34,6 +34,7 @@ class ServedModel:
         router: Chooses workers.
         records: Admitted records of every role, by key.
         conflicts: Workers whose card differs: kept out.
+        ready: Whether a request can be routed.
     """
 
     card: ModelCard
@@ -43,6 +44,7 @@ class ServedModel:
     router: Router
     records: dict[str, ModelRecord] = field(default_factory=dict[str, ModelRecord])
     conflicts: dict[str, ModelRecord] = field(default_factory=dict[str, ModelRecord])
+    ready: bool = False
 
     @property
     def name(self) -> str:
@@ -147,7 +149,7 @@ class Catalog:
                 reason="model_not_found",
                 param="model",
             )
-        if not self.is_ready(model):
+        if not model.ready:
             raise UnavailableError(
                 f"The model '{name}' is known but no complete set of workers is up; try again soon.",
                 reason="backend.unavailable",
@@ -155,8 +157,8 @@ class Catalog:
             )
         return model
 
-    def is_ready(self, model: ServedModel) -> bool:
-        """Whether a request could be routed: each role is present, and a worker that answers is reachable."""
+    def _is_ready(self, model: ServedModel) -> bool:
+        """Whether a request can be routed: each role is present, and a worker that answers is reachable."""
         if not is_model_ready([record.card for record in model.records.values()]):
             return False
         return any(
@@ -167,7 +169,7 @@ class Catalog:
 
     def models(self) -> list[ServedModel]:
         """Return the ready models by name."""
-        return [model for _, model in sorted(self._models.items()) if self.is_ready(model)]
+        return [model for _, model in sorted(self._models.items()) if model.ready]
 
     def failures(self) -> list[str]:
         """Return why models could not be admitted."""
@@ -244,7 +246,8 @@ class Catalog:
 
     def _show_states(self) -> None:
         for model in self._models.values():
-            self._metrics.model_state(model.name, ready=self.is_ready(model), conflicts=len(model.conflicts))
+            model.ready = self._is_ready(model)
+            self._metrics.model_state(model.name, ready=model.ready, conflicts=len(model.conflicts))
 
 
 def _ranks(card: ModelCard) -> range:

@@ -98,7 +98,8 @@ class Generation:
         self, model: ServedModel, request: GenerateRequest, sink: GenerationSink, services: GenerationServices
     ) -> None:
         self.request = request
-        self.timing = GenerationTiming(services.clock.monotonic())
+        self._now = services.clock.monotonic()
+        self.timing = GenerationTiming(self._now)
         self.prompt_tokens = token_count(request.token_ids)
         self.migrations = 0
         self.decision: RoutingDecision | None = None
@@ -175,6 +176,8 @@ class Generation:
         """Take a batch of a worker's items."""
         if self.over or attempt is not self._attempt:
             return
+        # One look at the clock for all that arrived together.
+        self._now = self._services.clock.monotonic()
         try:
             for item in items:
                 self._take_chunk(attempt, GENERATE_CHUNK.decode(item))
@@ -185,6 +188,7 @@ class Generation:
             self._lost(error)
             return
         self._sink.flush()
+        self._report_progress(attempt)
         attempt.owed_credit += len(items)
         if self._sink.writable:
             self.resume()
@@ -236,7 +240,9 @@ class Generation:
             self._cached_tokens = chunk.usage.cached_tokens
             self._reasoning_tokens = chunk.usage.reasoning_tokens
         if tokens:
-            self._note_tokens(attempt)
+            self.timing.last_token_s = self._now
+            if not attempt.first_token_seen:
+                self._first_token(attempt)
             counted = self._sink.tokens(chunk.choice, tokens, logprobs)
             if counted is not None:
                 ledger = self._ledger.choices[chunk.choice]
@@ -256,18 +262,16 @@ class Generation:
         if empty and chunk.stop_token_id is None and self._ledger.choices[chunk.choice].open:
             raise BackendProtocolError("The worker finished without a single token.", reason="backend.empty_output")
 
-    def _note_tokens(self, attempt: _Attempt) -> None:
-        now = self._services.clock.monotonic()
-        timing = self.timing
-        timing.last_token_s = now
+    def _first_token(self, attempt: _Attempt) -> None:
+        attempt.first_token_seen = True
+        if self.timing.first_token_s is None:
+            self.timing.first_token_s = self._now
+        if attempt.decision.reservation is not None:
+            self._model.router.first_token(attempt.decision.reservation)
+
+    def _report_progress(self, attempt: _Attempt) -> None:
+        total = self._ledger.total_tokens
         reservation = attempt.decision.reservation
-        if not attempt.first_token_seen:
-            attempt.first_token_seen = True
-            if timing.first_token_s is None:
-                timing.first_token_s = now
-            if reservation is not None:
-                self._model.router.first_token(reservation)
-        total = self._ledger.total_tokens if self._ledger.open_choices > 1 else len(self._ledger.choices[0].tokens)
         if reservation is not None and total - attempt.reported_tokens >= PROGRESS_EVERY_TOKENS:
             attempt.reported_tokens = total
             self._model.router.progress(reservation, total)

@@ -7,7 +7,7 @@ from array import array
 from dynamo_core.enums import FinishReason
 from dynamo_core.errors import BackendProtocolError
 from dynamo_core.requests import GenerateChunk, TokenLogprob
-from dynamo_core.tokens import PackedTokens, pack_tokens, unpack_tokens
+from dynamo_core.tokens import TOKEN_BYTES, PackedTokens, pack_tokens, unpack_tokens
 
 
 class ChoiceLedger:
@@ -44,26 +44,28 @@ class TokenLedger:
     @property
     def total_tokens(self) -> int:
         """Accepted tokens of all choices."""
+        if len(self.choices) == 1:
+            return len(self.choices[0].tokens)
         return sum(len(choice.tokens) for choice in self.choices)
 
     def accept(self, chunk: GenerateChunk) -> tuple[list[int], tuple[TokenLogprob, ...]]:
         """Return the tokens of a chunk that are new, with their log-probabilities.
 
-        A chunk of an earlier attempt, or for a choice that has ended, brings nothing.
+        A chunk for a choice that has ended brings nothing. Chunks of earlier attempts must not come here.
 
         Raises:
             BackendProtocolError: for a hole, tokens that contradict accepted ones, an unknown choice, too many tokens,
                 or missing log-probabilities.
         """
-        if chunk.attempt != self.attempt:
-            return [], ()
         if not 0 <= chunk.choice < len(self.choices):
             raise BackendProtocolError(f"the worker sent choice {chunk.choice} of {len(self.choices)}")
         choice = self.choices[chunk.choice]
         if choice.finish_reason is not None or not chunk.token_ids:
             return [], ()
-        tokens = list(unpack_tokens(chunk.token_ids))
+        packed = chunk.token_ids
         known = len(choice.tokens)
+        # One token a chunk is the common case, and need not pass through a view.
+        tokens = [int.from_bytes(packed, "little")] if len(packed) == TOKEN_BYTES else list(unpack_tokens(packed))
         overlap = known - chunk.first_index
         if overlap < 0:
             raise BackendProtocolError(
@@ -71,7 +73,7 @@ class TokenLedger:
             )
         if overlap:
             tokens = self._drop_known(choice, tokens, chunk.first_index, overlap)
-        logprobs = self._logprobs(chunk, overlap, len(tokens))
+        logprobs = self._logprobs(chunk, overlap, len(tokens)) if self._needs_logprobs else ()
         if self._max_tokens is not None and known + len(tokens) > self._max_tokens:
             raise BackendProtocolError(f"the worker sent more than {self._max_tokens} tokens")
         choice.tokens.extend(tokens)
@@ -103,8 +105,6 @@ class TokenLedger:
         return tokens[overlap:]
 
     def _logprobs(self, chunk: GenerateChunk, overlap: int, fresh: int) -> tuple[TokenLogprob, ...]:
-        if not self._needs_logprobs:
-            return ()
         found = chunk.logprobs[overlap:] if overlap else chunk.logprobs
         if len(found) != fresh:
             raise BackendProtocolError(f"the worker sent {len(found)} log-probabilities for {fresh} tokens")

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection
 
 from dynamo_core.errors import InvalidRequestError
+from dynamo_core.ids import parse_instance_id
 from dynamo_core.requests import GuidedDecoding, RoutingHints, SamplingOptions, StopConditions
 from dynamo_frontend._openai.fields import CommonFields
 
@@ -171,8 +172,6 @@ def _header_int(headers: dict[str, str], name: str) -> int | None:
 
 
 def _instance(text: str | None) -> int | None:
-    from dynamo_core.ids import parse_instance_id
-
     return int(parse_instance_id(text)) if text else None
 
 

@@ -16,6 +16,8 @@ class MarkerScanner:
 
         With a marker found, ``held`` is the text after it; else ``held`` is the end that may begin one.
         """
+        if not self.held and marker[0] not in text:
+            return text, False
         text = self.held + text
         place = text.find(marker)
         if place >= 0:
