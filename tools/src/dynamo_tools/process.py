@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 _ISOLATED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "UV_PROJECT_ENVIRONMENT", "UV_RUN_RECURSION_DEPTH")
 
@@ -62,9 +63,11 @@ def run(argv: list[str], cwd: Path, *, timeout_s: float = 1800, env: Mapping[str
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def show(argv: list[str], cwd: Path) -> int:
+def show(argv: list[str], cwd: Path, extra: Mapping[str, str] = MappingProxyType({})) -> int:
     """Run a command whose output goes to the terminal; return its status."""
-    return subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, check=False, env=clean_environment()).returncode
+    return subprocess.run(
+        argv, cwd=cwd, stdin=subprocess.DEVNULL, check=False, env={**clean_environment(), **extra}
+    ).returncode
 
 
 def clean_environment() -> dict[str, str]:

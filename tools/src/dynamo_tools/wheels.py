@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,10 +74,9 @@ def try_out(workspace: Workspace, package: Package, wheels: dict[str, Path], fol
         What went wrong, or None.
     """
     python = folder / "bin" / "python"
-    version = ["--python", trial.python] if trial.python else []
     files = [str(wheels[name]) for name in dict.fromkeys([package.name, CORE])]
     install = [tool("uv"), "pip", "install", "--python", str(python), "--resolution", trial.resolution, *files]
-    for argv in ([tool("uv"), "venv", "--quiet", *version, str(folder)], install):
+    for argv in ([tool("uv"), "venv", "--quiet", "--python", trial.python or sys.executable, str(folder)], install):
         result = run(argv, folder.parent, env=clean_environment())
         if result.returncode:
             return f"does not install: {result.tail()}"

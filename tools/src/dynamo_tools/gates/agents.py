@@ -28,12 +28,21 @@ CommandParser = Callable[[list[str]], str | None]
 
 def check(workspace: Workspace, parse_dyn: CommandParser) -> Iterator[Finding]:
     """Report names in ``AGENTS.md`` files that do not exist."""
-    names = {workspace.relative(path) for path in workspace.files}
-    names |= {parent.as_posix() for name in names for parent in Path(name).parents}
+    names = _names(workspace)
     for path in workspace.files:
         if path.name == "AGENTS.md":
             for line, message in _file(workspace, path, names, parse_dyn):
                 yield Finding(workspace.relative(path), line, GATE, message)
+
+
+def command_problem(workspace: Workspace, text: str, parse_dyn: CommandParser) -> str | None:
+    """What is wrong with one command line that a document or a workflow has, or None."""
+    return _command(workspace, text, _names(workspace), parse_dyn)
+
+
+def _names(workspace: Workspace) -> set[str]:
+    names = {workspace.relative(path) for path in workspace.files}
+    return names | {parent.as_posix() for name in names for parent in Path(name).parents}
 
 
 def _file(workspace: Workspace, path: Path, names: set[str], parse_dyn: CommandParser) -> Iterator[tuple[int, str]]:
@@ -118,9 +127,12 @@ def _uv_run(workspace: Workspace, words: list[str], names: set[str], parse_dyn: 
 
 def _dyn(words: list[str], parse_dyn: CommandParser) -> str | None:
     """Check the verb, its gates and flags; a placeholder stands for whatever fits."""
-    given = [word for word, before in zip(words, ["", *words], strict=False) if not _is_open(word, before)]
-    problem = parse_dyn(given)
-    return None if problem and given != words and "are required" in problem else problem
+    pairs = zip(words, ["", *words], strict=False)
+    problem = parse_dyn([word for word, before in pairs if not _is_open(word, before)])
+    open_words = [word for word in words if _PLACEHOLDER.search(word)]
+    excuses = ["are required", *(f"invalid choice: {word!r}" for word in open_words)]
+    excused = bool(open_words and problem) and any(excuse in str(problem) for excuse in excuses)
+    return None if excused else problem
 
 
 def _is_open(word: str, before: str) -> bool:
