@@ -116,8 +116,16 @@ def _parameter(parameter: griffe.Parameter) -> str:
 def _attribute(path: str, member: griffe.Attribute) -> str:
     annotation = f": {_one_line(member.annotation)}" if member.annotation is not None else ""
     kind = " property" if "property" in member.labels else ""
-    value = f" = {_one_line(member.value)}" if member.value is not None else ""
+    value = f" = {_value(member.value)}" if member.value is not None else ""
     return f"{path}{kind}{annotation}{value}"
+
+
+def _value(value: Any) -> str:
+    """A default, without the description of a settings field: wording is not public."""
+    if isinstance(value, griffe.ExprCall):
+        kept = [item for item in value.arguments if getattr(item, "name", "") != "description"]
+        return f"{value.function}({', '.join(_one_line(item) for item in kept)})"
+    return _one_line(value)
 
 
 def _flags(decorators: list[griffe.Decorator]) -> Iterator[str]:

@@ -66,14 +66,15 @@ def test_each_kind_of_break_is_a_line(shapes, old, new, line):
 
 def test_settings_metrics_and_entry_points_are_public_wherever_they_are(shapes):
     source = "packages/dynamo-router/src/dynamo_router"
-    settings = 'class S(DynamoSettings):\n    component = "router"\n    wait_s: float = 1.0\n'
+    field = 'Field(1.0, gt=0, description="How long.")'
+    settings = f'class S(DynamoSettings):\n    component = "router"\n    wait_s: float = {field}\n'
     shapes.write(f"{source}/_settings.py", "from dynamo_core.settings import DynamoSettings\n\n\n" + settings)
     shapes.write(f"{source}/_metrics.py", 'SEEN = "dynamo_router_seen_total"\n')
     shapes.append(
         "packages/dynamo-router/pyproject.toml", '\n[project.entry-points."dynamo_core.routers"]\nkv = "a:b"\n'
     )
     found = "\n".join(shapes.failures(surface.check))
-    assert "+settings router.wait_s: float = 1.0" in found
+    assert "+settings router.wait_s: float = Field(1.0, gt=0);" in found
     assert "+metric dynamo_router_seen_total" in found
     assert "+entry-point dynamo_core.routers: kv = a:b" in found
 
@@ -81,3 +82,11 @@ def test_settings_metrics_and_entry_points_are_public_wherever_they_are(shapes):
 def test_private_modules_are_not_public(shapes):
     shapes.write("packages/dynamo-router/src/dynamo_router/_a.py", "def inner() -> int:\n    return 1\n")
     assert shapes.failures(surface.check) == []
+
+
+def test_a_long_difference_is_cut(shapes):
+    names = [f"name_{number}" for number in range(30)]
+    shapes.append(CORE, "".join(f"\n{name} = 1\n" for name in names))
+    found = shapes.failures(surface.check)
+    assert len(found) == surface.SHOWN_LINES + 1
+    assert "and 10 more lines" in found[-1]

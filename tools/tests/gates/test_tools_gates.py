@@ -39,6 +39,15 @@ def test_an_upward_import_breaks_declared_layers(tree):
     assert found.startswith(f"{SRC}:2: contracts: Layers of dynamo-router")
 
 
+def test_a_circle_is_reported(tree):
+    circles = 'id = "circles"\nname = "No circles"\ntype = "acyclic_siblings"\nancestors = ["dynamo_router"]\n'
+    tree.append("pyproject.toml", f"\n[[tool.importlinter.contracts]]\n{circles}")
+    tree.write(SRC, "from dynamo_router import _b\n")
+    tree.write("packages/dynamo-router/src/dynamo_router/_b.py", "from dynamo_router import _a\n")
+    [found] = tree.failures(contracts.check)
+    assert "contracts: No circles: ._b -> ._a" in found
+
+
 def test_a_module_that_no_layer_lists_fails(tree):
     tree.append("packages/dynamo-router/pyproject.toml", '\n[tool.dynamo]\nlayers = ["_facade", "_a"]\n')
     for name in ("_facade", "_a", "_new"):

@@ -90,7 +90,7 @@ def read_report(workspace: Workspace, report: str) -> Iterator[Finding]:
         if importer and place:
             name = _module_file(workspace, importer["importer"])
             yield Finding(name, int(place["line"]), GATE, f"{title}: {text.lstrip('- ')}")
-        elif text.startswith("- ") and not importer:
+        elif text.startswith("- "):
             yield Finding("pyproject.toml", 1, GATE, f"{title}: {text.lstrip('- ')}")
 
 

@@ -11,14 +11,19 @@ from dynamo_tools.workspace import Workspace
 
 GATE = "surface"
 DUMP = "api/public.txt"
+SHOWN_LINES = 20
+_REMEDY = "run uv run dyn surface --write and review the diff"
 
 
 def check(workspace: Workspace) -> Iterator[Finding]:
-    """Report each line of the surface that differs from the committed dump."""
+    """Report the lines of the surface that differ from the committed dump, the first of them if they are many."""
     for package in workspace.packages:
         path = package.folder / DUMP
         committed = path.read_text(encoding="utf-8") if path.is_file() else HEADER
         name = workspace.relative(path)
-        for line in difflib.unified_diff(committed.splitlines(), dump(package).splitlines(), n=0, lineterm=""):
-            if line[:1] in "+-" and not line.startswith(("+++", "---")):
-                yield Finding(name, 1, GATE, f"{line}; run uv run dyn surface --write and review the diff")
+        diff = difflib.unified_diff(committed.splitlines(), dump(package).splitlines(), n=0, lineterm="")
+        changed = [line for line in diff if line[:1] in "+-" and not line.startswith(("+++", "---"))]
+        for line in changed[:SHOWN_LINES]:
+            yield Finding(name, 1, GATE, f"{line}; {_REMEDY}")
+        if len(changed) > SHOWN_LINES:
+            yield Finding(name, 1, GATE, f"and {len(changed) - SHOWN_LINES} more lines; {_REMEDY}")
