@@ -25,6 +25,8 @@ GATE = "contracts"
 _BROKEN = re.compile(r"^(?P<name>.+) BROKEN( |$)")
 _PLACE = re.compile(r"\(l\.(?P<line>\d+)")
 _IMPORTER = re.compile(r"^-?\s*(?P<importer>[\w.]+) -> [\w.]+ \(")
+_CIRCLE = re.compile(r"^No cycles are allowed in (?P<parent>[\w.]+)\.$")
+_CIRCLE_IMPORT = re.compile(r"^- (?P<importer>\.[\w.]+) -> \.[\w.]+ \(")
 
 
 def check(workspace: Workspace) -> Iterator[Finding]:
@@ -82,14 +84,17 @@ def read_report(workspace: Workspace, report: str) -> Iterator[Finding]:
     """Turn the report's broken contracts into findings, at the import where it names one."""
     broken = [found["name"] for line in report.splitlines() if (found := _BROKEN.match(line))]
     _, _, details = report.partition("Broken contracts")
-    name, title = "", ""
+    title, parent = "", ""
     for text in (line.strip() for line in details.splitlines()):
-        if text in broken:
-            title = text
+        title = text if text in broken else title
+        parent = circle["parent"] if (circle := _CIRCLE.match(text)) else parent
         importer, place = _IMPORTER.match(text), _PLACE.search(text)
         if importer and place:
             name = _module_file(workspace, importer["importer"])
             yield Finding(name, int(place["line"]), GATE, f"{title}: {text.lstrip('- ')}")
+        elif circular := _CIRCLE_IMPORT.match(text):
+            name = _module_file(workspace, parent + circular["importer"])
+            yield Finding(name, 1, GATE, f"{title}: {text.lstrip('- ')}")
         elif text.startswith("- "):
             yield Finding("pyproject.toml", 1, GATE, f"{title}: {text.lstrip('- ')}")
 
