@@ -53,4 +53,4 @@ def test_continuous_integration_ends_at_the_first_failure():
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "set -euo pipefail" in text
     steps = re.findall(r'^step "uv run dyn (\w+)" uv run dyn (\w+)$', text, re.MULTILINE)
-    assert [verb for _, verb in steps] == ["check", "isolate", "wheels", "docs"]
+    assert [verb for _, verb in steps] == ["check", "isolate", "wheels", "readme", "docs"]

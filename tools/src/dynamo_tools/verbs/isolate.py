@@ -44,6 +44,10 @@ def command(workspace: Workspace, package: Package, *, types: bool, built: bool)
     argv = [tool("uv"), "run", "--isolated", "--package", package.name, "--group", group]
     argv += ["--no-editable"] if built else []
     if types:
+        # What ships as an extra for test authors is typed against that extra.
+        argv += (
+            ["--extra", "testing"] if "testing" in package.config["project"].get("optional-dependencies", {}) else []
+        )
         return [*argv, "pyright", workspace.relative(package.src)]
     return [*argv, "pytest", workspace.relative(package.tests), "-q", "-p", "no:cacheprovider"]
 
