@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from dynamo_core.enums import ModelType
 from dynamo_core.errors import CancelledRequestError, CapacityExhaustedError, DynamoError, InvalidRequestError
-from dynamo_core.ids import new_request_id
 from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._generation import Generation, GenerationServices
 from dynamo_frontend._http.request import HttpRequest
@@ -21,12 +19,12 @@ from dynamo_frontend._openai.stream import ChatStream, CompletionStream, ReplyHe
 from dynamo_frontend._openai.whole import ChatWhole, CompletionWhole
 from dynamo_frontend._plan import GeneratePlan, plan_chat, plan_completion
 from dynamo_frontend._reply import ChoiceText, Reply, ReplyWriter
+from dynamo_frontend._request_id import request_id_of
 from dynamo_frontend._stop import StopMatcher
 from dynamo_frontend._traffic import TrafficLog
 
 F = TypeVar("F", bound=CommonFields)
 WriterFactory = Callable[[HttpResponse, GeneratePlan, ReplyHead, StreamUsage], ReplyWriter]
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CHAT = BodyDecoder(ChatRequest)
 _COMPLETION = BodyDecoder(CompletionRequest)
 
@@ -131,12 +129,6 @@ class GenerateApi:
     def _over(self, observation: Observation, reply: Reply, error: DynamoError | None) -> None:
         self.active -= 1
         observation.end(reply.generations, error)
-
-
-def request_id_of(request: HttpRequest) -> str:
-    """Return the caller's request id if it is a plain one, else a new one."""
-    given = request.header("x-request-id")
-    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 def _reply_headers(request_id: str, reply: Reply) -> dict[str, str]:
