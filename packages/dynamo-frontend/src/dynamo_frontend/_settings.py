@@ -59,6 +59,12 @@ class FrontendSettings(HttpSettings):
         ge=1,
         description="Generation requests in work at once; more get the overload status",
     )
+    active_decode_blocks_threshold: float | None = Field(
+        default=None, gt=0, le=1, description="Share of a worker's KV blocks above which it is busy; unset: never"
+    )
+    active_prefill_tokens_threshold: int | None = Field(
+        default=None, ge=1, description="Uncomputed prompt tokens above which a worker is busy; unset: never"
+    )
     overload_status: int = Field(default=529, ge=400, le=599, description="HTTP status when all workers are busy")
     traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
 
