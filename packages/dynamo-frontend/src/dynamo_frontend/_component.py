@@ -14,6 +14,7 @@ from dynamo_core.enums import HealthState
 from dynamo_core.planes import TRAFFIC, Publisher, Topic
 from dynamo_core.routing import Router, RouterFactory, RouterScope
 from dynamo_core.settings import DynamoSettings
+from dynamo_frontend._admission import Admission, BusyThresholds
 from dynamo_frontend._catalog import Catalog
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
@@ -56,12 +57,9 @@ class Frontend:
             self._metrics,
             migration_limit=settings.migration_limit,
         )
-        self._api = GenerateApi(
-            services,
-            self._traffic,
-            overload_status=settings.overload_status,
-            max_concurrent=settings.max_concurrent_requests,
-        )
+        thresholds = BusyThresholds(settings.active_decode_blocks_threshold, settings.active_prefill_tokens_threshold)
+        self._admission = Admission(settings.max_concurrent_requests, thresholds, context.clock)
+        self._api = GenerateApi(services, self._traffic, self._admission, overload_status=settings.overload_status)
         self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
         self._router_factory: RouterFactory | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -93,6 +91,7 @@ class Frontend:
             ),
         ]
         self._state = Health(HealthState.READY)
+        context.admin_routes["busy_threshold"] = self._admission.operate
         context.health.register(self.name, lambda: self._state)
         _log.info("frontend listens", url=self.url)
 
@@ -114,6 +113,7 @@ class Frontend:
         if self._publisher is not None:
             await self._publisher.close()
             self._publisher = None
+        self._context.admin_routes.pop("busy_threshold", None)
         self._context.health.unregister(self.name)
 
     async def _admit(self, record: ModelRecord) -> tuple[ModelText, Router]:

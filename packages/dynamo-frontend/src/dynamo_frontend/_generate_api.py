@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from dynamo_core.enums import ModelType
-from dynamo_core.errors import CancelledRequestError, CapacityExhaustedError, DynamoError, InvalidRequestError
-from dynamo_core.ids import new_request_id
+from dynamo_core.errors import CancelledRequestError, DynamoError, InvalidRequestError
+from dynamo_frontend._admission import Admission
 from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._generation import Generation, GenerationServices
 from dynamo_frontend._http.request import HttpRequest
@@ -21,12 +20,12 @@ from dynamo_frontend._openai.stream import ChatStream, CompletionStream, ReplyHe
 from dynamo_frontend._openai.whole import ChatWhole, CompletionWhole
 from dynamo_frontend._plan import GeneratePlan, plan_chat, plan_completion
 from dynamo_frontend._reply import ChoiceText, Reply, ReplyWriter
+from dynamo_frontend._request_id import request_id_of
 from dynamo_frontend._stop import StopMatcher
 from dynamo_frontend._traffic import TrafficLog
 
 F = TypeVar("F", bound=CommonFields)
 WriterFactory = Callable[[HttpResponse, GeneratePlan, ReplyHead, StreamUsage], ReplyWriter]
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CHAT = BodyDecoder(ChatRequest)
 _COMPLETION = BodyDecoder(CompletionRequest)
 
@@ -38,17 +37,16 @@ class GenerateApi:
         services: What generations use.
         traffic: Where traffic is summed.
         overload_status: Status when all workers are busy.
-        max_concurrent: Requests in work at once; more are refused.
+        admission: Decides who may come in.
     """
 
     def __init__(
-        self, services: GenerationServices, traffic: TrafficLog, *, overload_status: int, max_concurrent: int
+        self, services: GenerationServices, traffic: TrafficLog, admission: Admission, *, overload_status: int
     ) -> None:
         self._services = services
         self._traffic = traffic
         self._overload_status = overload_status
-        self._max_concurrent = max_concurrent
-        self.active = 0
+        self._admission = admission
 
     async def chat(self, request: HttpRequest, response: HttpResponse) -> None:
         """``POST /v1/chat/completions``."""
@@ -71,12 +69,6 @@ class GenerateApi:
             raise InvalidRequestError(
                 f"The model '{model.name}' does not answer {kind.value}; it offers {offered}.", param="model"
             )
-        if self.active >= self._max_concurrent:
-            raise CapacityExhaustedError(
-                f"{self.active} requests are in work already; try again soon.",
-                reason="capacity.pool_exhausted",
-                retry_after_s=1.0,
-            )
         return model
 
     async def _serve(
@@ -92,6 +84,7 @@ class GenerateApi:
         observation = self._observe(model, endpoint, stream=bool(fields.stream))
         request_id = request_id_of(request)
         try:
+            self._admission.check(model)
             plan = await planner(fields, model)
             requests = plan.requests(request_id, request.headers)
         except DynamoError as error:
@@ -113,7 +106,7 @@ class GenerateApi:
         for index, item in enumerate(requests):
             sink = reply.sink(index, plan.choices_per_prompt)
             reply.generations.append(Generation(model, item, sink, self._services))
-        self.active += 1
+        self._admission.enter()
         response.on_disconnect(lambda: reply.cancel(CancelledRequestError("The client left.")))
         response.on_drain(reply.resume)
         await reply.start()
@@ -129,14 +122,8 @@ class GenerateApi:
         )
 
     def _over(self, observation: Observation, reply: Reply, error: DynamoError | None) -> None:
-        self.active -= 1
+        self._admission.leave()
         observation.end(reply.generations, error)
-
-
-def request_id_of(request: HttpRequest) -> str:
-    """Return the caller's request id if it is a plain one, else a new one."""
-    given = request.header("x-request-id")
-    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 def _reply_headers(request_id: str, reply: Reply) -> dict[str, str]:
