@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from dynamo_core import plugins
 from dynamo_core.clock import Clock
 from dynamo_core.enums import Tier
 from dynamo_core.errors import InternalError
 from dynamo_core.kv import BlockAccess, BlockDescriptor, MatchResult, TierChange
 from dynamo_core.telemetry import Metrics
+from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._metrics import KvbmMetrics
 from dynamo_kvbm._settings import KvbmSettings, OffloadPolicy, settings_from_options
 from dynamo_kvbm._tiers.host import HostTier
@@ -20,18 +22,22 @@ class KvbmConnector:
     Args:
         settings: Sizes and policy.
         metrics: Where its metrics go.
+
+    Raises:
+        ConfigurationError: if the eviction order is not installed.
     """
 
     def __init__(self, settings: KvbmSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = KvbmMetrics(metrics)
+        self._eviction: Callable[[int], EvictionOrder] = plugins.load("kv_eviction", settings.eviction)
         self._bound: tuple[BlockAccess, HostTier] | None = None
         self._on_change: Callable[[TierChange], None] = lambda change: None
 
     def start(self, access: BlockAccess, on_change: Callable[[TierChange], None]) -> None:
         """Size the host tier for the engine's layout and bind to it."""
         block_bytes = access.layout.block_bytes
-        host = HostTier(self._settings.host_capacity_blocks(block_bytes), block_bytes)
+        host = HostTier(self._settings.host_capacity_blocks(block_bytes), block_bytes, eviction=self._eviction)
         self._bound = (access, host)
         self._on_change = on_change
         self._metrics.capacity.labels(Tier.HOST.value).set(host.capacity_blocks)

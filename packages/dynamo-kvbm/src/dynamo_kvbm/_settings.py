@@ -30,6 +30,7 @@ class KvbmSettings(DynamoSettings):
         OffloadPolicy.EVICT,
         description="Copy a block to the host when it is complete (register) or when the device reuses it (evict).",
     )
+    eviction: str = Field("lru", description="Eviction order of the tiers: lru, arc, s3fifo or an installed plug-in.")
 
     @model_validator(mode="after")
     def _has_room(self) -> KvbmSettings:

@@ -91,6 +91,7 @@ def test_clear_announces_the_removal() -> None:
         ({"host_blocs": 4}, "host_blocs"),
         ({"host_blocks": -1}, "host_blocks"),
         ({"offload": "sometimes"}, "offload"),
+        ({"eviction": "clairvoyant"}, "clairvoyant.*installed: arc, lru, s3fifo"),
         ({"host_blocks": 0, "host_bytes": 0}, "leave the connector out"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError, InternalError, InvalidRequestError
 from dynamo_core.kv import BlockDescriptor
-from dynamo_kvbm._lru import LeafFirstLru
+from dynamo_kvbm._eviction.base import EvictionOrder
+from dynamo_kvbm._eviction.lru import LruOrder
 
 
 class HostTier:
@@ -24,12 +25,15 @@ class HostTier:
     Args:
         capacity_blocks: Slots, at least 1.
         block_bytes: Size of every block.
+        eviction: Makes the eviction order for a capacity.
 
     Raises:
         ConfigurationError: if either is below 1, or the machine has not that much memory.
     """
 
-    def __init__(self, capacity_blocks: int, block_bytes: int) -> None:
+    def __init__(
+        self, capacity_blocks: int, block_bytes: int, *, eviction: Callable[[int], EvictionOrder] = LruOrder
+    ) -> None:
         if capacity_blocks < 1 or block_bytes < 1:
             raise ConfigurationError(
                 f"a host tier of {capacity_blocks} blocks of {block_bytes} bytes holds nothing; give both at least 1"
@@ -38,7 +42,8 @@ class HostTier:
         self._arena = _allocate(capacity_blocks, block_bytes)
         self._free = list(range(capacity_blocks - 1, -1, -1))
         self._slots: dict[int, int] = {}
-        self._order = LeafFirstLru()
+        self._eviction = eviction
+        self._order = eviction(capacity_blocks)
         self._lock = threading.RLock()
 
     @property
@@ -75,18 +80,19 @@ class HostTier:
             InvalidRequestError: if a piece has another size than the tier's blocks.
         """
         _require_sizes(data, self._block_bytes)
-        evicted: list[int] = []
         with self._lock:
-            for block, piece in zip(blocks, data, strict=True):
-                if block.sequence_hash in self._slots:
-                    self._order.touch([block.sequence_hash])
-                    continue
-                slot = self._take_slot(evicted)
-                if slot is None:
-                    break
+            self._order.touch([block.sequence_hash for block in blocks if block.sequence_hash in self._slots])
+            pairs = zip(blocks, data, strict=True)
+            fresh = {
+                block.sequence_hash: (block, piece) for block, piece in pairs if block.sequence_hash not in self._slots
+            }
+            slots, evicted = self._take_slots([block for block, _ in fresh.values()])
+            stored: list[tuple[int, int | None]] = []
+            for (block, piece), slot in zip(fresh.values(), slots, strict=False):
                 self._arena[slot] = np.frombuffer(piece, dtype=np.uint8)
                 self._slots[block.sequence_hash] = slot
-                self._order.add(block.sequence_hash, block.parent_hash)
+                stored.append((block.sequence_hash, block.parent_hash))
+            self._order.insert(stored)
         return evicted
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
@@ -138,17 +144,28 @@ class HostTier:
         """Forget all blocks; the arena goes when the last view of it does. Idempotent."""
         with self._lock:
             self._slots.clear()
-            self._order = LeafFirstLru()
+            self._order = self._eviction(self.capacity_blocks)
             self._free = list(range(self.capacity_blocks - 1, -1, -1))
 
-    def _take_slot(self, evicted: list[int]) -> int | None:
-        if self._free:
-            return self._free.pop()
-        victim = self._order.evict()
-        if victim is None:
-            return None
-        evicted.append(victim)
-        return self._slots.pop(victim)
+    def _take_slots(self, fresh: Sequence[BlockDescriptor]) -> tuple[list[int], list[int]]:
+        """Return slots for as many of the blocks as fit, and what was evicted for them.
+
+        Held parents of the new blocks stay: a block without its parent could not be matched.
+        """
+        parents = [block.parent_hash for block in fresh if block.parent_hash is not None]
+        held = [parent for parent in parents if parent in self._slots]
+        self._order.pin(held)
+        slots: list[int] = []
+        evicted: list[int] = []
+        while len(slots) < len(fresh):
+            if not self._free and (victim := self._order.evict()) is not None:
+                evicted.append(victim)
+                self._free.append(self._slots.pop(victim))
+            if not self._free:
+                break
+            slots.append(self._free.pop())
+        self._order.unpin(held)
+        return slots, evicted
 
 
 def _allocate(capacity_blocks: int, block_bytes: int) -> NDArray[np.uint8]:

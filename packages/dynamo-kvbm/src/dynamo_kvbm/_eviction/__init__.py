@@ -1,0 +1,1 @@
+"""Eviction orders, one a file. All of them evict leaves only."""

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamo_core import plugins
+from dynamo_core.errors import InternalError
+from dynamo_kvbm._eviction.arc import ArcOrder
+from dynamo_kvbm._eviction.base import EvictionOrder
+from dynamo_kvbm._eviction.lru import LruOrder
+from dynamo_kvbm._eviction.s3fifo import S3FifoOrder
+
+ORDERS: dict[str, Callable[[int], EvictionOrder]] = {"lru": LruOrder, "arc": ArcOrder, "s3fifo": S3FifoOrder}
+
+
+def chain(*hashes: int) -> list[tuple[int, int | None]]:
+    return [(item, hashes[i - 1] if i else None) for i, item in enumerate(hashes)]
+
+
+def drained(order: EvictionOrder) -> list[int]:
+    found: list[int] = []
+    while (victim := order.evict()) is not None:
+        found.append(victim)
+    return found
+
+
+@pytest.fixture(params=ORDERS)
+def order(request: pytest.FixtureRequest) -> EvictionOrder:
+    return ORDERS[request.param](10)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_order_is_installed_under_its_name(name: str) -> None:
+    assert plugins.load("kv_eviction", name) is ORDERS[name]
+    assert isinstance(ORDERS[name](1), EvictionOrder)
+
+
+def test_a_chain_goes_from_its_end(order: EvictionOrder) -> None:
+    order.insert(chain(1, 2, 3))
+    assert drained(order) == [3, 2, 1]
+
+
+def test_a_pinned_leaf_keeps_its_ancestors(order: EvictionOrder) -> None:
+    order.insert(chain(1, 2))
+    order.pin([2])
+    assert order.evict() is None
+    assert not order.discard(2)
+    order.unpin([2])
+    assert order.evict() == 2
+
+
+def test_a_pinned_block_is_passed_over(order: EvictionOrder) -> None:
+    order.insert(chain(1))
+    order.insert(chain(2))
+    order.pin([1])
+    assert order.evict() == 2
+
+
+def test_an_unbalanced_unpin_is_a_defect(order: EvictionOrder) -> None:
+    order.insert(chain(1))
+    with pytest.raises(InternalError, match="unpinned more often"):
+        order.unpin([1])
+
+
+def test_a_parent_that_comes_back_after_its_child_is_no_leaf(order: EvictionOrder) -> None:
+    order.insert([(2, 1)])
+    order.insert([(1, None)])
+    assert order.evict() == 2
+
+
+def test_lru_evicts_the_chain_whose_use_is_longest_ago() -> None:
+    order = LruOrder(10)
+    order.insert(chain(1, 2))
+    order.insert(chain(10, 20))
+    order.touch([1, 2])
+    assert drained(order) == [20, 10, 2, 1]
+
+
+def test_lru_counts_a_new_child_as_a_use_of_its_ancestors() -> None:
+    order = LruOrder(10)
+    order.insert(chain(1, 2))
+    order.insert(chain(10))
+    order.insert([(3, 2)])
+    assert order.evict() == 10
+
+
+def test_arc_keeps_what_came_back_over_what_came_once() -> None:
+    order = ArcOrder(4)
+    order.insert(chain(1))
+    order.touch([1])
+    for scan in range(10, 16):
+        while len(order) >= 4:
+            assert order.evict() != 1
+        order.insert(chain(scan))
+    assert 1 in order
+
+
+def test_s3fifo_drops_a_scan_before_what_was_used_twice() -> None:
+    order = S3FifoOrder(10)
+    order.insert(chain(1))
+    order.touch([1])
+    for scan in range(10, 40):
+        while len(order) >= 10:
+            assert order.evict() != 1
+        order.insert(chain(scan))
+    assert 1 in order
+
+
+PARENTS = {1: None, 2: 1, 3: 2, 4: 2, 5: None, 6: 5, 7: 6, 8: 1}
+
+
+def path(block: int) -> list[int]:
+    parent = PARENTS[block]
+    return [*path(parent), block] if parent is not None else [block]
+
+
+STEPS = st.tuples(
+    st.sampled_from(["insert", "touch", "evict", "discard", "pin", "unpin"]), st.sampled_from(sorted(PARENTS))
+)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@given(steps=st.lists(STEPS, max_size=60))
+def test_every_order_evicts_exactly_when_there_is_an_unpinned_leaf(name: str, steps: list[tuple[str, int]]) -> None:
+    order = ORDERS[name](6)
+    pins: dict[int, int] = {}
+    for step, block in steps:
+        held = [item for item in path(block) if item in pins]
+        if step == "insert" and block not in pins:
+            order.insert([(block, PARENTS[block])])
+            pins[block] = 0
+        elif step == "touch":
+            order.touch(held)
+        elif step == "discard":
+            assert order.discard(block) == (pins.get(block) == 0)
+            pins = {item: count for item, count in pins.items() if item != block or count}
+        elif step == "pin" and block in pins:
+            order.pin([block])
+            pins[block] += 1
+        elif step == "unpin" and pins.get(block):
+            order.unpin([block])
+            pins[block] -= 1
+        elif step == "evict":
+            leaves = {item for item, count in pins.items() if not count and not any(PARENTS[o] == item for o in pins)}
+            victim = order.evict()
+            assert (victim in leaves) if leaves else (victim is None)
+            pins.pop(victim or 0, None)
+        order.check_integrity()
+        assert len(order) == len(pins)
+        assert all(item in order for item in pins)
