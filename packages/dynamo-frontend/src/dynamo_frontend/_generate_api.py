@@ -143,21 +143,25 @@ def _stream_usage(fields: CommonFields, current: Callable[[], object]) -> Stream
 
 
 def _choice_texts(plan: GeneratePlan) -> list[ChoiceText]:
+    return [_choice_text(plan) for _ in range(len(plan.prompts) * plan.choices_per_prompt)]
+
+
+def _choice_text(plan: GeneratePlan) -> ChoiceText:
     fields = plan.fields
+    text = plan.model.text
+    parser = text.parser(plan.tools) if plan.chat else None
     skip = True if fields.skip_special_tokens is None else fields.skip_special_tokens
+    if parser is not None and parser.needs_special_tokens:
+        skip = False
     given = [fields.stop] if isinstance(fields.stop, str) else (fields.stop or [])
     stops = [item for item in given if isinstance(item, str)]
-    text = plan.model.text
-    return [
-        ChoiceText(
-            text.detokenizers.create(skip_special_tokens=skip),
-            StopMatcher(stops, include=bool(fields.include_stop_str_in_output)) if stops else None,
-            text.parser(tools=plan.tools) if plan.chat else None,
-            min_tokens=fields.min_tokens or 0,
-            single_call=plan.single_call,
-        )
-        for _ in range(len(plan.prompts) * plan.choices_per_prompt)
-    ]
+    return ChoiceText(
+        text.detokenizers.create(skip_special_tokens=skip),
+        StopMatcher(stops, include=bool(fields.include_stop_str_in_output)) if stops else None,
+        parser,
+        min_tokens=fields.min_tokens or 0,
+        single_call=plan.single_call,
+    )
 
 
 def _logprob_format(plan: GeneratePlan) -> LogprobFormat | None:

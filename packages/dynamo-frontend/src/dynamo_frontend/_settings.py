@@ -48,8 +48,14 @@ class FrontendSettings(HttpSettings):
     migration_limit: int = Field(
         default=3, ge=0, le=16, description="Times a request may continue on another worker; 0 turns it off"
     )
-    tool_call_parser: str = Field(default="", description="Tool-call parser in place of the one the worker names")
-    reasoning_parser: str = Field(default="", description="Reasoning parser in place of the one the worker names")
+    tool_call_parser: str = Field(
+        default="",
+        description="Tool-call parser in place of the one the worker names or the template shows; `none` for no parser",
+    )
+    reasoning_parser: str = Field(
+        default="",
+        description="Reasoning parser in place of the one the worker names or the tokenizer shows; `none` for no parser",
+    )
     tokenizer_cache_mb: int = Field(default=64, ge=0, description="Memory for cached tokenised text; 0 turns it off")
     tokenize_inline_chars: int = Field(
         default=8192, ge=0, description="Longer uncached text is tokenised on a thread, off the event loop"
