@@ -54,7 +54,7 @@ class FrontendSettings(HttpSettings):
     )
     reasoning_parser: str = Field(
         default="",
-        description="Reasoning parser in place of the one the worker names or the tokenizer shows; `none` for no parser",
+        description="Reasoning parser in place of the one the worker names or the vocabulary shows; `none` for none",
     )
     tokenizer_cache_mb: int = Field(default=64, ge=0, description="Memory for cached tokenised text; 0 turns it off")
     tokenize_inline_chars: int = Field(
@@ -72,6 +72,11 @@ class FrontendSettings(HttpSettings):
         default=None, ge=1, description="Uncomputed prompt tokens above which a worker is busy; unset: never"
     )
     overload_status: int = Field(default=529, ge=400, le=599, description="HTTP status when all workers are busy")
+    sse_keep_alive_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Silence after which a stream sends a comment; 0 for never. It commits status 200",
+    )
     traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
 
 
