@@ -21,6 +21,7 @@ from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
 from dynamo_frontend._metrics import FrontendMetrics
 from dynamo_frontend._model import ModelText, load_model_text
+from dynamo_frontend._responses.api import ResponsesApi
 from dynamo_frontend._routes import Route, Routes
 from dynamo_frontend._server import HttpServer
 from dynamo_frontend._settings import FrontendSettings
@@ -141,11 +142,14 @@ class Frontend:
             self._catalog, self._context.health, self._metrics, lambda: self._state.state is not HealthState.READY
         )
         anthropic = AnthropicApi(self._api, overload_status=self._settings.overload_status)
+        responses = ResponsesApi(self._api)
         table = {
             "/v1/chat/completions": Route({"POST": self._api.chat}),
             "/v1/completions": Route({"POST": self._api.completions}),
             "/v1/messages": Route({"POST": anthropic.messages}),
             "/v1/messages/count_tokens": Route({"POST": anthropic.count_tokens}),
+            "/v1/responses": Route({"POST": responses.responses}),
+            "/v1/responses/input_tokens": Route({"POST": responses.input_tokens}),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
             "/health": Route({"GET": status.health}),

@@ -114,3 +114,13 @@ async def test_anthropic_messages(client, stack):
         assert counted.input_tokens > 5
         with pytest.raises(anthropic.NotFoundError):
             await found.messages.create(model="other", max_tokens=5, messages=MESSAGES)
+
+
+async def test_openai_responses(client):
+    reply = await client.responses.create(model="tiny", input="Hi")
+    assert reply.output_text == TEXT
+    async with client.responses.stream(model="tiny", input="Hi") as stream:
+        kinds = [event.type async for event in stream]
+        final = await stream.get_final_response()
+    assert final.output_text == TEXT
+    assert kinds[-1] == "response.completed"
