@@ -2,15 +2,7 @@
 
 import asyncio
 
-from dynamo_core import (
-    ComponentContext,
-    EndpointId,
-    GenerateRequest,
-    ModelCard,
-    SystemClock,
-    pack_tokens,
-    unpack_tokens,
-)
+from dynamo_core import ComponentContext, EndpointId, GenerateRequest, ModelCard, SystemClock
 from dynamo_core.discovery import Instance
 from dynamo_core.engine import EngineContext
 from dynamo_core.ids import new_instance_id, new_request_id
@@ -20,6 +12,7 @@ from dynamo_core.planes import CallOptions, RequestContext, ResponseSink
 from dynamo_core.routing import RequestOutcome, RouterScope, RoutingRequest
 from dynamo_core.streams import open_stream
 from dynamo_core.telemetry import Metrics
+from dynamo_core.tokens import pack_tokens, unpack_tokens
 from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST, INSTANCE
 
 ENDPOINT = EndpointId("demo", "backend", "generate")

@@ -113,7 +113,7 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     eos_token_ids: tuple[int, ...] = ()
     lora: LoraInfo | None = None
     capabilities: tuple[str, ...] = ()
-    runtime_config: ModelRuntimeConfig = ModelRuntimeConfig()
+    runtime_config: ModelRuntimeConfig = msgspec.field(default_factory=ModelRuntimeConfig)
     router_config: dict[str, Any] | None = None
     user_data: dict[str, Any] = {}
     version: int = 1
@@ -124,7 +124,8 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
         agreed = msgspec.structs.replace(
             self, runtime_config=ModelRuntimeConfig(), user_data={}, model_path="", files={}
         )
-        digest = hashlib.blake2b(msgspec.json.encode(agreed, order="sorted"), digest_size=16)
+        plain = msgspec.to_builtins(agreed, str_keys=True)
+        digest = hashlib.blake2b(msgspec.json.encode(plain, order="sorted"), digest_size=16)
         for name in sorted(self.files):
             digest.update(name.encode() + b"\0" + self.files[name].checksum.encode() + b"\0")
         return digest.hexdigest()

@@ -47,14 +47,21 @@ class HealthBoard:
         self._checks.pop(name, None)
 
     def report(self) -> dict[str, Health]:
-        """Return every part's health."""
-        return {name: check() for name, check in self._checks.items()}
+        """Return every part's health; a check that raises is a failed part."""
+        return {name: _run_check(check) for name, check in list(self._checks.items())}
 
     @property
     def ready(self) -> bool:
         """Whether all parts can serve; False while there are none."""
         report = self.report()
         return bool(report) and all(health.ready for health in report.values())
+
+
+def _run_check(check: Callable[[], Health]) -> Health:
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 - a broken check must not hide the other parts
+        return Health(HealthState.FAILED, f"its health check failed: {type(error).__name__}: {error}")
 
 
 class Spawner(Protocol):

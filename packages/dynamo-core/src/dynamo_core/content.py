@@ -82,13 +82,15 @@ def tensor_part(data: bytes, *, shape: Sequence[int], dtype: str, name: str = ""
         index: Input item this belongs to.
 
     Raises:
-        InvalidRequestError: if the dtype is unknown or the byte count does not fit the shape.
+        InvalidRequestError: if the dtype is unknown, a size is negative, or the byte count does not fit the shape.
     """
     width = _DTYPE_BYTES.get(dtype)
     if width is None:
         raise InvalidRequestError(f"tensor dtype {dtype!r} is not one of {', '.join(_DTYPE_BYTES)}", param="dtype")
     expected = width
     for size in shape:
+        if size < 0:
+            raise InvalidRequestError(f"tensor shape {tuple(shape)} has a size below 0", param="shape")
         expected *= size
     if expected != len(data):
         raise InvalidRequestError(

@@ -77,7 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     needs: tuple[tuple[WorkerType, ...], ...] = ()
     capabilities: tuple[str, ...] = ()
     types: EndpointTypes = EndpointTypes()
-    runtime_config: ModelRuntimeConfig = ModelRuntimeConfig()
+    runtime_config: ModelRuntimeConfig = msgspec.field(default_factory=ModelRuntimeConfig)
 
 
 @runtime_checkable

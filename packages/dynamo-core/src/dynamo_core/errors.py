@@ -355,12 +355,17 @@ def _record_of(error: BaseException, causes: tuple[ErrorRecord, ...] = ()) -> Er
     return ErrorRecord(
         error_class=error.error_class.value,
         reason=error.reason,
-        message=error.message,
+        message=_encodable(error.message),
         diagnostic=_cut(error.diagnostic),
         retry_after_s=error.retry_after_s,
-        param=error.param,
+        param=None if error.param is None else _encodable(error.param),
         causes=causes,
     )
+
+
+def _encodable(text: str) -> str:
+    # Text from a client may hold lone surrogates, which no encoder takes; an error about it must still travel.
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _cut(text: str) -> str:

@@ -35,6 +35,7 @@ BlockHash = NewType("BlockHash", int)
 """An unsigned 64-bit block hash; which kind, the field's name says."""
 
 MAX_INSTANCE_ID = (1 << 53) - 1
+_HEX = re.compile(r"[0-9A-Fa-f]{1,14}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -101,10 +102,7 @@ def parse_instance_id(text: str) -> InstanceId:
     Raises:
         InvalidRequestError: if it is not hex or exceeds 53 bits.
     """
-    try:
-        value = int(text, 16)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= MAX_INSTANCE_ID:
+    value = int(text, 16) if _HEX.fullmatch(text) else MAX_INSTANCE_ID + 1
+    if value > MAX_INSTANCE_ID:
         raise InvalidRequestError(f"instance id {text!r} is not a hex number of at most 53 bits", param="instance_id")
     return InstanceId(value)

@@ -155,7 +155,11 @@ class BlockStore(Protocol):
     def put(self, blocks: Sequence[BlockDescriptor], data: Sequence[bytes | memoryview]) -> list[int]:
         """Store blocks and return the sequence hashes that were evicted for them, oldest first.
 
-        A block already present is refreshed, not stored twice.
+        A block already present is refreshed, not stored twice. What is returned is gone when this returns: a block
+        that was pushed out and stored again by the same call is not in the list.
+
+        Raises:
+            InvalidRequestError: if there are more or fewer pieces of data than blocks.
         """
         ...
 

@@ -82,7 +82,7 @@ def load(kind: str, name: str) -> Any:
         raise ConfigurationError(_miss(kind, name, entries))
     try:
         return entry.load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise ConfigurationError(
             f"{kind} {name!r} of {_owner(entry)} cannot be imported: {error}; install its extra or repair it"
         ) from error

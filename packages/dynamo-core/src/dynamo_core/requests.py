@@ -151,10 +151,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     token_ids: PackedTokens = _NO_TOKENS
     parts: tuple[ContentPart, ...] = ()
     modality: Modality = Modality.TEXT
-    sampling: SamplingOptions = SamplingOptions()
+    # Records with dictionaries inside are made for each request: a shared default could be changed for all.
+    sampling: SamplingOptions = msgspec.field(default_factory=SamplingOptions)
     stop: StopConditions = StopConditions()
     output: OutputOptions = OutputOptions()
-    routing: RoutingHints = RoutingHints()
+    routing: RoutingHints = msgspec.field(default_factory=RoutingHints)
     eos_token_ids: tuple[int, ...] = ()
     attempt: int = 0
     prompt_tokens: int = 0

@@ -55,7 +55,7 @@ class RoutingRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     sequence_hashes: PackedHashes = _NO_HASHES
     algorithm: str = XXH3_1337_V1
     token_ids: PackedTokens = _NO_TOKENS
-    hints: RoutingHints = RoutingHints()
+    hints: RoutingHints = msgspec.field(default_factory=RoutingHints)
     phase: RoutingPhase = RoutingPhase.AGGREGATED
     attempt: int = 0
     reserve: bool = True

@@ -34,7 +34,8 @@ class DynamoSettings(BaseSettings):
     the environment; ``resolve_settings`` is what commands use.
     """
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # Inputs are hidden in pydantic's own error texts, which end up in tracebacks, since they may be secrets.
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
     component: ClassVar[str] = ""
 
     @classmethod
@@ -148,8 +149,12 @@ def resolve_settings(  # noqa: PLR0913 - keyword-only options of one call per pr
 
 
 def settings_schema(kinds: Sequence[type[DynamoSettings]]) -> dict[str, Any]:
-    """Return one JSON schema for a configuration file of these classes."""
-    merged: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {}}
+    """Return one JSON schema for a configuration file of these classes.
+
+    No option is required in it, since flags and the environment may give what the file leaves out.
+    """
+    parent = {"type": "string", "description": "file whose options this one adds to, relative to this one"}
+    merged: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {"parent": parent}}
     for kind in kinds:
         schema = kind.model_json_schema()
         merged["properties"] |= schema.get("properties", {})
@@ -216,6 +221,8 @@ def _merge(
 ) -> dict[str, Any]:
     values: dict[str, Any] = dict(defaults)
     for name in defaults:
+        if name not in fields:
+            raise ConfigurationError(_unknown("default", name, list(fields), "this command's settings"))
         origins[name] = SettingOrigin(value="", source="default", detail="of this command")
     if config_path:
         for name, value in _read_config(Path(config_path), fields).items():
@@ -249,7 +256,7 @@ def _read_config(path: Path, fields: Mapping[str, Any], seen: tuple[Path, ...] =
         loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigurationError(f"--config {path}: {error.strerror}; give a readable YAML file") from error
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(loaded, dict):
         raise ConfigurationError(f"--config {path} must be a mapping of option names to values")

@@ -16,19 +16,20 @@ R = TypeVar("R")
 
 
 def experimental(target: Callable[P, R]) -> Callable[P, R]:
-    """Mark a callable that may change or vanish in any release; its first use warns with ``FutureWarning``."""
-    name = _name_of(target)
+    """Mark a callable that may change or vanish in any release; its first use warns with ``FutureWarning``.
+
+    A class stays a class: making the first instance of it, or of a subclass, warns.
+    """
+    message = f"{_name_of(target)} is experimental and may change in any release"
     warned = False
 
-    @functools.wraps(target)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    def warn() -> None:
         nonlocal warned
         if not warned:
             warned = True
-            warnings.warn(f"{name} is experimental and may change in any release", FutureWarning, stacklevel=2)
-        return target(*args, **kwargs)
+            warnings.warn(message, FutureWarning, stacklevel=3)
 
-    return _mark(wrapper, "experimental")
+    return _mark(_warning(target, warn), "experimental")
 
 
 def beta(target: Callable[P, R]) -> Callable[P, R]:
@@ -37,7 +38,7 @@ def beta(target: Callable[P, R]) -> Callable[P, R]:
 
 
 def deprecated(*, since: str, removed_in: str, use: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Mark a callable on its way out; each call warns with ``DeprecationWarning``.
+    """Mark a callable on its way out; each call warns with ``DeprecationWarning``. A class stays a class.
 
     Args:
         since: Release of this package that deprecated it.
@@ -49,12 +50,10 @@ def deprecated(*, since: str, removed_in: str, use: str) -> Callable[[Callable[P
         name = _name_of(target)
         message = f"{name} is deprecated since {since} and goes in {removed_in}; use {use}"
 
-        @functools.wraps(target)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            warnings.warn(message, DeprecationWarning, stacklevel=2)
-            return target(*args, **kwargs)
+        def warn() -> None:
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
 
-        return _mark(wrapper, "deprecated")
+        return _mark(_warning(target, warn), "deprecated")
 
     return decorate
 
@@ -62,6 +61,21 @@ def deprecated(*, since: str, removed_in: str, use: str) -> Callable[[Callable[P
 def stability_of(target: object) -> str:
     """Return ``experimental``, ``beta``, ``deprecated`` or ``stable``."""
     return getattr(target, "__stability__", "stable")
+
+
+def _warning(target: Callable[P, R], warn: Callable[[], None]) -> Callable[P, R]:
+    if isinstance(target, type):
+        # Wrapping the class itself would break isinstance and subclassing.
+        made: Any = target
+        made.__init__ = _warning(made.__init__, warn)
+        return target
+
+    @functools.wraps(target)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        warn()
+        return target(*args, **kwargs)
+
+    return wrapper
 
 
 def _mark(target: Callable[P, R], level: str) -> Callable[P, R]:

@@ -29,7 +29,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None, labels: Mapping[str, str] | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         self._labels = dict(labels or {})
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, tuple[Any, tuple[str, ...]]] = {}
 
     def child(self, **labels: str) -> Metrics:
         """Return a scope with other values for some fixed labels.
@@ -47,7 +47,11 @@ class Metrics:
         return scope
 
     def counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
-        """Return the counter, bound to the fixed labels if it has no others."""
+        """Return the counter, bound to the fixed labels if it has no others.
+
+        Raises:
+            ConfigurationError: if the name is taken by a metric of another type or with other labels.
+        """
         return self._bound(name, labels, Counter, documentation)
 
     def gauge(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Gauge:
@@ -67,15 +71,26 @@ class Metrics:
 
     def _bound(self, name: str, labels: Sequence[str], kind: type[Any], documentation: str, **options: Any) -> Any:
         names = (*self._labels, *labels)
-        metric = self._known.get(name)
-        if metric is None:
-            metric = kind(name, documentation, names, registry=self.registry, **options)
-            self._known[name] = metric
-        elif type(metric) is not kind:
+        known = self._known.get(name)
+        if known is None:
+            known = (self._made(kind, name, documentation, names, options), names)
+            self._known[name] = known
+        metric, known_names = known
+        if type(metric) is not kind:
             raise ConfigurationError(f"metric {name} exists as {type(metric).__name__}, not {kind.__name__}")
+        if known_names != names:
+            raise ConfigurationError(f"metric {name} has the labels {list(known_names)}, not {list(names)}")
         if labels and self._labels:
             return _PartlyBound(metric, self._labels)
         return metric.labels(**self._labels) if self._labels else metric
+
+    def _made(
+        self, kind: type[Any], name: str, documentation: str, names: tuple[str, ...], options: dict[str, Any]
+    ) -> Any:
+        try:
+            return kind(name, documentation, names, registry=self.registry, **options)
+        except ValueError as error:
+            raise ConfigurationError(f"metric {name} cannot be made: {error}") from error
 
 
 class _PartlyBound:

@@ -30,6 +30,7 @@ from dynamo_core.load import ForwardPassMetrics, WorkerLoad
 from dynamo_core.planning import Observation, ScalingDecision, TrafficStats
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
+from dynamo_core.tokens import XXH3_1337_V1
 
 T = TypeVar("T")
 Payload: TypeAlias = bytes | bytearray | memoryview
@@ -62,7 +63,7 @@ class Codec(Generic[T]):
         """
         try:
             return self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BackendProtocolError(f"payload is not {self.schema}: {error}", reason="backend.protocol") from error
 
 
@@ -75,14 +76,14 @@ class KvEventBatchCodec(Codec[KvEventBatch]):
             return self._decoder.decode(payload)
         except msgspec.ValidationError:
             return self._decode_each(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BackendProtocolError(f"payload is not {self.schema}: {error}") from error
 
     def _decode_each(self, payload: Payload) -> KvEventBatch:
         try:
             raw = msgspec.msgpack.decode(payload, type=_RawBatch)
             events = tuple(_decode_event(item) for item in raw.events)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BackendProtocolError(f"payload is not {self.schema}: {error}") from error
         return KvEventBatch(raw.worker, events, raw.block_size, raw.algorithm, raw.timestamp_s, raw.full_dump)
 
@@ -91,7 +92,7 @@ class _RawBatch(msgspec.Struct):
     worker: WorkerId
     events: tuple[msgspec.Raw, ...] = ()
     block_size: int = 0
-    algorithm: str = ""
+    algorithm: str = XXH3_1337_V1
     timestamp_s: float = 0.0
     full_dump: bool = False
 
@@ -101,14 +102,14 @@ class _EventHead(msgspec.Struct):
     event_id: int
 
 
-_EVENT_TAGS = frozenset({"stored", "removed", "cleared"})
+_EVENT_TAGS = frozenset({"stored", "removed", "cleared", "unknown"})
 
 
 def _decode_event(raw: msgspec.Raw) -> KvEvent:
     head = msgspec.msgpack.decode(raw, type=_EventHead)
     if head.type not in _EVENT_TAGS:
         return UnknownKvEvent(head.event_id, head.type)
-    kind = BlockStored | BlockRemoved | BlocksCleared
+    kind = BlockStored | BlockRemoved | BlocksCleared | UnknownKvEvent
     return cast("KvEvent", msgspec.msgpack.decode(raw, type=kind))
 
 

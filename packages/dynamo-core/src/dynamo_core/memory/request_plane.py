@@ -224,6 +224,7 @@ class MemoryCall:
         self, receiver: StreamReceiver, options: CallOptions, clock: Clock, siblings: dict[MemoryCall, None]
     ) -> None:
         self.options = options
+        self._headers = dict(options.headers)
         self._receiver = receiver
         self._clock = clock
         self._siblings = siblings
@@ -266,7 +267,7 @@ class MemoryCall:
     @property
     def headers(self) -> Mapping[str, str]:
         """Headers of the caller."""
-        return self.options.headers
+        return self._headers
 
     @property
     def stopped(self) -> bool:

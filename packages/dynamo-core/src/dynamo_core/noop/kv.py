@@ -54,12 +54,15 @@ class DictBlockStore:
             raise InvalidRequestError(f"{len(blocks)} blocks came with {len(data)} pieces of data", param="data")
         evicted: list[int] = []
         with self._lock:
-            for block, piece in zip(blocks, data, strict=True):
+            # Present blocks are renewed first, so that the new ones do not push them out.
+            for block, piece in sorted(
+                zip(blocks, data, strict=True), key=lambda pair: pair[0].sequence_hash not in self._blocks
+            ):
                 if block.sequence_hash not in self._blocks and len(self._blocks) >= self._capacity:
                     evicted.append(self._evict())
                 self._blocks[block.sequence_hash] = (block.priority, bytes(piece))
                 self._blocks.move_to_end(block.sequence_hash)
-        return evicted
+            return [key for key in evicted if key not in self._blocks]
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
         """Return each block's bytes, or None, and renew the present ones."""

@@ -219,7 +219,8 @@ for key in range(int(sys.argv[2]), int(sys.argv[2]) + 1_000_000):
 @pytest.mark.parametrize("acknowledged", [1, 40, 300])
 def test_kill_9_loses_no_acknowledged_block_and_serves_no_wrong_byte(tmp_path: Path, acknowledged: int) -> None:
     held: set[int] = set()
-    for start in (1, 10**7):
+    starts = (1, 10**7)
+    for start in starts:
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), str(start)], stdout=subprocess.PIPE, text=True
         )
@@ -238,8 +239,8 @@ def test_kill_9_loses_no_acknowledged_block_and_serves_no_wrong_byte(tmp_path: P
             held = (held - set(numbers[1:])) | set(numbers[:1])
     tier = DiskTier(tmp_path, 64, BLOCK_BYTES)
     tier.check_integrity()
-    # The write under way at the kill may have evicted one block that it could not report.
+    # The write under way at each kill may have evicted one block that it could not report.
     lost = [key for key in held if tier.get([key]) != [content(key)]]
-    assert len(lost) <= 1
+    assert len(lost) <= len(starts)
     assert all(tier.get([item.sequence_hash]) == [content(item.sequence_hash)] for item in tier.held())
     tier.close()

@@ -1,0 +1,71 @@
+"""Loads a model and puts the parts of an engine core together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from threadpoolctl import threadpool_limits
+
+from dynamo_core.errors import ConfigurationError
+from dynamo_core.kv import BlockLayout, KvConnector
+from dynamo_worker._reference._block_pool import BlockPool
+from dynamo_worker._reference._config import ModelConfig
+from dynamo_worker._reference._core import EngineCore
+from dynamo_worker._reference._events import BlockEvents
+from dynamo_worker._reference._kv_cache import KVCache
+from dynamo_worker._reference._model import LlamaModel
+from dynamo_worker._reference._safetensors import SafetensorsFolder
+from dynamo_worker._reference._scheduler import Scheduler, SchedulerLimits
+from dynamo_worker._reference._settings import ReferenceSettings
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """A core with what it was made from."""
+
+    core: EngineCore
+    config: ModelConfig
+    max_context: int
+
+
+def load_engine(settings: ReferenceSettings, events: BlockEvents, connector: KvConnector | None) -> LoadedEngine:
+    """Load the model and build the core. Blocks; the number of BLAS threads is set for the whole process.
+
+    Raises:
+        ConfigurationError: if the model cannot be loaded or its context does not fit in the blocks.
+    """
+    threadpool_limits(limits=settings.num_threads, user_api="blas")
+    folder = settings.model_folder
+    config = ModelConfig.load(folder)
+    max_context = _max_context(settings, config)
+    model = LlamaModel(config, SafetensorsFolder(folder), max_context)
+    layout = BlockLayout(
+        config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, settings.kv_cache_dtype
+    )
+    cache = KVCache(layout, settings.num_blocks)
+    pool = BlockPool(settings.num_blocks, events)
+    limits = SchedulerLimits(
+        block_size=settings.block_size,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        enable_prefix_caching=settings.enable_prefix_caching,
+    )
+    scheduler = Scheduler(limits, pool, connector)
+    core = EngineCore(model, cache, pool, scheduler, max_context=max_context, eos_token_ids=config.eos_token_ids)
+    return LoadedEngine(core, config, max_context)
+
+
+def _max_context(settings: ReferenceSettings, config: ModelConfig) -> int:
+    wanted = settings.max_model_len or config.max_context
+    if wanted > config.max_context:
+        raise ConfigurationError(
+            f"option --max-model-len has the value {wanted}, the model's context is {config.max_context}; lower it"
+        )
+    room = settings.num_blocks * settings.block_size
+    if room < wanted:
+        raise ConfigurationError(
+            f"option --num-blocks has the value {settings.num_blocks}: {settings.num_blocks} blocks of "
+            f"{settings.block_size} tokens hold {room} tokens, one request may need {wanted}; "
+            f"use --num-blocks {-(-wanted // settings.block_size)} or --max-model-len {room}"
+        )
+    return wanted

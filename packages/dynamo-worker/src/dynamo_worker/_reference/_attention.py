@@ -1,0 +1,145 @@
+"""Causal grouped-query attention over a paged KV cache.
+
+What does not differ between layers (which rows belong together, their block tables, their masks) is worked out once
+per step, in an ``AttentionPlan``; each layer then runs one gather, two products and a softmax per group of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+QUERY_TILE = 128
+"""Most query rows of one prefill that are scored at once; bounds the score matrix."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one sequence computes in a step.
+
+    Attributes:
+        token_ids: Tokens to compute.
+        start: Position of the first of them; the KV of all earlier positions is in the cache.
+        block_ids: Block table that covers ``start + len(token_ids)`` tokens.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    block_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that attend together: single rows of many sequences, or a tile of rows of one.
+
+    Attributes:
+        rows: Their indices in the batch.
+        tables: Block tables, ``[sequences, blocks]``.
+        hidden: True where a row must not look, ``[sequences, 1, rows a sequence, tokens]``.
+    """
+
+    rows: Ints | slice
+    tables: Ints
+    hidden: npt.NDArray[np.bool_]
+
+
+class AttentionPlan:
+    """Where the rows of a batch write, and what each may look at.
+
+    Args:
+        segments: The batch; rows of a segment are consecutive, segments in order.
+        block_size: Tokens a block.
+        group_size: Query heads per KV head.
+    """
+
+    def __init__(self, segments: Sequence[Segment], block_size: int, group_size: int) -> None:
+        lengths: Ints = np.array([len(segment.token_ids) for segment in segments], dtype=np.int64)
+        starts: Ints = np.array([segment.start for segment in segments], dtype=np.int64)
+        ends: Ints = np.cumsum(lengths)
+        self.last_rows: Ints = ends - 1
+        self.positions: Ints = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+        self.blocks = np.array([block for segment in segments for block in _block_of_rows(segment, block_size)])
+        self.offsets = self.positions % block_size
+        self._groups = [*_decode_groups(segments, self.last_rows, block_size)]
+        for segment, last in zip(segments, self.last_rows.tolist(), strict=True):
+            if len(segment.token_ids) > 1:
+                self._groups.extend(_prefill_groups(segment, last, block_size, group_size))
+
+    def attend(self, query: Floats, pages: npt.NDArray[np.floating]) -> Floats:
+        """Attend each row to its own sequence up to its own position.
+
+        Args:
+            query: ``[rows, heads, head_dim]``.
+            pages: One layer of the cache, ``[num_blocks, block_size, kv_heads, 2, head_dim]``, rows' KV written.
+
+        Returns:
+            ``[rows, heads * head_dim]``.
+        """
+        rows, heads, head_dim = query.shape
+        grouped = (query * np.float32(head_dim**-0.5)).reshape(rows, pages.shape[2], -1, head_dim)
+        out = np.empty_like(grouped)
+        for group in self._groups:
+            out[group.rows] = _attend_group(grouped[group.rows], pages, group)
+        return out.reshape(rows, heads * head_dim)
+
+
+def _attend_group(query: Floats, pages: npt.NDArray[np.floating], group: _Group) -> Floats:
+    sequences = len(group.tables)
+    rows, kv_heads, _, head_dim = query.shape
+    gathered = pages[group.tables].reshape(sequences, -1, kv_heads, 2, head_dim).astype(np.float32, copy=False)
+    keys, values = gathered[..., 0, :].swapaxes(1, 2), gathered[..., 1, :].swapaxes(1, 2)
+    if sequences > 1:
+        return _softmax_average(query, keys, values, group.hidden)
+    # All rows are of one sequence and share its keys: one product for all of them.
+    merged = query.swapaxes(0, 1).reshape(1, kv_heads, -1, head_dim)
+    averaged = _softmax_average(merged, keys, values, group.hidden)
+    return averaged.reshape(kv_heads, rows, -1, head_dim).swapaxes(0, 1)
+
+
+def _softmax_average(query: Floats, keys: Floats, values: Floats, hidden: npt.NDArray[np.bool_]) -> Floats:
+    scores = query @ keys.swapaxes(-1, -2)
+    np.copyto(scores, -np.inf, where=hidden)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    return (scores @ values) / total
+
+
+def _block_of_rows(segment: Segment, block_size: int) -> list[int]:
+    if len(segment.token_ids) == 1:
+        return [segment.block_ids[segment.start // block_size]]
+    stop = segment.start + len(segment.token_ids)
+    return [segment.block_ids[position // block_size] for position in range(segment.start, stop)]
+
+
+def _decode_groups(segments: Sequence[Segment], rows: Ints, block_size: int) -> Iterator[_Group]:
+    # Sequences of like length are computed together, so that one long context does not pad all others to its length.
+    alike: dict[int, list[int]] = {}
+    for index, segment in enumerate(segments):
+        if len(segment.token_ids) == 1:
+            alike.setdefault((segment.start // block_size).bit_length(), []).append(index)
+    for members in alike.values():
+        positions = np.array([segments[index].start for index in members])
+        tables = np.zeros((len(members), int(positions.max()) // block_size + 1), dtype=np.int64)
+        for table, index in zip(tables, members, strict=True):
+            used = segments[index].start // block_size + 1
+            table[:used] = segments[index].block_ids[:used]
+        hidden = np.arange(tables.shape[1] * block_size) > positions[:, None, None, None]
+        yield _Group(rows[members], tables, hidden)
+
+
+def _prefill_groups(segment: Segment, last_row: int, block_size: int, group_size: int) -> Iterator[_Group]:
+    count = len(segment.token_ids)
+    for first in range(0, count, QUERY_TILE):
+        stop = min(first + QUERY_TILE, count)
+        positions = segment.start + np.arange(first, stop)
+        table = np.array([segment.block_ids[: int(positions[-1]) // block_size + 1]])
+        hidden = np.arange(table.shape[1] * block_size) > np.repeat(positions, group_size)[:, None]
+        rows = slice(last_row + 1 - count + first, last_row + 1 - count + stop)
+        yield _Group(rows, table, hidden)

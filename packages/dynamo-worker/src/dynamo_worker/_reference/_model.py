@@ -1,0 +1,118 @@
+"""The forward pass: a ragged batch of sequences over a paged KV cache.
+
+Every row of the batch is one token. Rows of one sequence are consecutive; a sequence brings one row when it decodes
+and many when it prefills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dynamo_worker._reference._attention import AttentionPlan, Segment
+from dynamo_worker._reference._config import ModelConfig
+from dynamo_worker._reference._kv_cache import KVCache
+from dynamo_worker._reference._linear import Linear
+from dynamo_worker._reference._rope import rope_tables, rotate
+from dynamo_worker._reference._safetensors import SafetensorsFolder
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attention_norm: Floats
+    qkv: Linear
+    out: Linear
+    mlp_norm: Floats
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+class LlamaModel:
+    """Weights and forward pass.
+
+    Args:
+        config: Shape of the model.
+        weights: Its tensors.
+        max_context: Positions to prepare rotations for.
+
+    Raises:
+        ConfigurationError: if a tensor is missing or has another shape than the configuration says.
+    """
+
+    def __init__(self, config: ModelConfig, weights: SafetensorsFolder, max_context: int) -> None:
+        self.config = config
+        self._cos, self._sin = rope_tables(config.rope, config.head_dim, max_context)
+        embeddings = (config.vocab_size, config.hidden_size)
+        self._embeddings = weights.read("model.embed_tokens.weight", embeddings)
+        head = self._embeddings if config.tied_embeddings else weights.read("lm_head.weight", embeddings)
+        self._head = Linear(head)
+        self._norm = weights.read("model.norm.weight", (config.hidden_size,))
+        self._layers = [_load_layer(config, weights, index) for index in range(config.num_layers)]
+
+    def forward(self, segments: Sequence[Segment], cache: KVCache) -> Floats:
+        """Compute all segments, write their KV, and return the logits of each one's last token.
+
+        Returns:
+            ``[len(segments), vocab_size]``.
+        """
+        config = self.config
+        plan = AttentionPlan(segments, cache.layout.block_size, config.num_heads // config.num_kv_heads)
+        cos, sin = self._cos[plan.positions], self._sin[plan.positions]
+        hidden = self._embeddings[np.concatenate([np.asarray(s.token_ids, dtype=np.int64) for s in segments])]
+        for layer, pages in zip(self._layers, cache.data, strict=True):
+            heads = layer.qkv(self._normalize(hidden, layer.attention_norm))
+            query, key, value = self._split_heads(heads, cos, sin)
+            pages[plan.blocks, plan.offsets] = np.stack((key, value), axis=2)
+            hidden += layer.out(plan.attend(query, pages))
+            hidden += self._mlp(layer, hidden)
+        return self._head(self._normalize(hidden[plan.last_rows], self._norm))
+
+    def _split_heads(self, heads: Floats, cos: Floats, sin: Floats) -> tuple[Floats, Floats, Floats]:
+        queries, keys = self.config.num_heads, self.config.num_kv_heads
+        heads = heads.reshape(len(heads), -1, self.config.head_dim)
+        rotated = rotate(heads[:, : queries + keys], cos, sin)
+        return rotated[:, :queries], rotated[:, queries:], heads[:, queries + keys :]
+
+    def _mlp(self, layer: _Layer, hidden: Floats) -> Floats:
+        normal = self._normalize(hidden, layer.mlp_norm)
+        gate, up = layer.gate(normal), layer.up(normal)
+        with np.errstate(over="ignore"):  # a far negative gate divides by infinity, which is its limit: zero
+            return layer.down(gate / (np.float32(1.0) + np.exp(-gate)) * up)
+
+    def _normalize(self, hidden: Floats, weight: Floats) -> Floats:
+        mean_square: Floats = np.einsum("rh,rh->r", hidden, hidden)[:, None] / np.float32(hidden.shape[-1])
+        norm: Floats = np.sqrt(mean_square + np.float32(self.config.rms_norm_eps))
+        return hidden / norm * weight
+
+
+def _load_layer(config: ModelConfig, weights: SafetensorsFolder, index: int) -> _Layer:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    prefix = f"model.layers.{index}."
+
+    def read(name: str, *shape: int) -> Floats:
+        return weights.read(f"{prefix}{name}.weight", shape)
+
+    return _Layer(
+        attention_norm=read("input_layernorm", hidden),
+        qkv=Linear(
+            np.concatenate(
+                [
+                    read("self_attn.q_proj", queries, hidden),
+                    read("self_attn.k_proj", keys, hidden),
+                    read("self_attn.v_proj", keys, hidden),
+                ]
+            )
+        ),
+        out=Linear(read("self_attn.o_proj", hidden, queries)),
+        mlp_norm=read("post_attention_layernorm", hidden),
+        gate=Linear(read("mlp.gate_proj", inner, hidden)),
+        up=Linear(read("mlp.up_proj", inner, hidden)),
+        down=Linear(read("mlp.down_proj", hidden, inner)),
+    )

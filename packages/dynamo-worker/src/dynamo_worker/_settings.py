@@ -1,0 +1,87 @@
+"""Options of ``dynamo worker``; flags this class does not know belong to the engine."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from dynamo_core.settings import DynamoSettings
+
+_NEEDS: dict[str, tuple[str, str]] = {
+    "kv_event_ring_events": ("kv_events", "--kv-events"),
+    "kv_index_blocks": ("kv_events", "--kv-events"),
+    "kv_connector_options": ("kv_connector", "--kv-connector NAME"),
+    "request_queue_timeout_ms": ("request_queue_limit", "--request-queue-limit COUNT"),
+}
+"""Options that have an effect only if another one is set: name, and how to set it."""
+
+
+class WorkerSettings(DynamoSettings):
+    """Engine host: what to run, how to register it, and the limits around it."""
+
+    component: ClassVar[str] = "worker"
+
+    engine: str = Field(default="reference", min_length=1, description="engine plug-in to host")
+    worker_component: str = Field(
+        default="backend",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="component part of the endpoint",
+    )
+    worker_endpoint: str = Field(
+        default="generate",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="last part of the endpoint",
+    )
+    served_model_name: str = Field(default="", description="model name clients use; the engine's own if empty")
+    lease_ttl_s: float = Field(
+        default=10.0, gt=0, le=3600, description="seconds a dead worker stays in discovery at most"
+    )
+    engine_request_limit: int | None = Field(
+        default=None, ge=1, description="requests inside the engine at once; 1.5 x max_num_seqs x dp size if unset"
+    )
+    request_queue_limit: int = Field(
+        default=1024, ge=0, description="requests that may wait for the engine; 0 refuses at once"
+    )
+    request_queue_timeout_ms: float = Field(
+        default=5000.0, gt=0, description="milliseconds a request waits before refusal"
+    )
+    response_buffer_bytes: int = Field(
+        default=1 << 20, ge=1024, description="output held per request for a reader that does not keep up"
+    )
+    stall_timeout_s: float = Field(
+        default=120.0,
+        ge=0,
+        description="seconds without output until a request fails and the engine is probed; 0 never",
+    )
+    cancel_timeout_s: float = Field(default=5.0, gt=0, description="seconds the engine gets to end a cancelled request")
+    kv_events: bool = Field(default=True, description="publish KV cache events and answer queries for them")
+    kv_event_ring_events: int = Field(
+        default=16384, ge=16, description="KV events kept per dp rank to fill gaps of readers"
+    )
+    kv_index_blocks: int = Field(default=1 << 20, ge=1, description="blocks per dp rank that are advertised at most")
+    load_interval_s: float = Field(default=0.1, gt=0, le=60, description="least seconds between two load reports")
+    load_heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="most seconds between two load reports")
+    kv_connector: str = Field(default="", description="block manager plug-in behind the engine; empty for none")
+    kv_connector_options: dict[str, Any] = Field(
+        default_factory=dict[str, Any], description="options of the block manager, as JSON"
+    )
+    tool_call_parser: str = Field(default="", description="parser of tool calls that frontends use for this model")
+    reasoning_parser: str = Field(default="", description="parser of reasoning that frontends use for this model")
+    canary_idle_s: float = Field(
+        default=10.0, ge=0, description="seconds without traffic after which a probe is sent; 0 never"
+    )
+    probe_timeout_s: float = Field(default=3.0, gt=0, description="seconds in which a probe must be answered")
+
+    @model_validator(mode="after")
+    def _refuse_ignored_options(self) -> Self:
+        for name, (owner, remedy) in _NEEDS.items():
+            if name in self.model_fields_set and not getattr(self, owner):
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} has no effect here; give {remedy} too, or leave {flag} out")
+        if self.load_heartbeat_s < self.load_interval_s:
+            raise ValueError(
+                f"--load-heartbeat-s {self.load_heartbeat_s} is less than --load-interval-s {self.load_interval_s}; "
+                "raise the first or lower the second"
+            )
+        return self

@@ -1,0 +1,26 @@
+"""Core stays small: at most 3,000 lines of code without the conformance kit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dynamo_tools.finding import Finding
+from dynamo_tools.source import code_lines
+from dynamo_tools.workspace import Workspace
+
+GATE = "core-budget"
+CODE_LINES = 3000
+
+
+def check(workspace: Workspace) -> Iterator[Finding]:
+    """Report core's lines of code: a note within the budget, a finding beyond it."""
+    core = workspace.core
+    if core is None:
+        return
+    kit = core.src / "testing"
+    sources = [path for path in workspace.python_files(core.src) if not path.is_relative_to(kit)]
+    counts = {path: code_lines(path) for path in sources}
+    total = sum(counts.values())
+    largest = max(counts, key=counts.__getitem__, default=core.src)
+    message = f"{total} of {CODE_LINES} lines of code; the largest file is {largest.name} with {counts.get(largest, 0)}"
+    yield Finding(workspace.relative(core.src), 1, GATE, message, fails=total > CODE_LINES)
