@@ -70,11 +70,16 @@ def settings(package: Package) -> list[Setting]:
     return [setting for node in classes if _is_settings(node, known) for setting in _fields(node)]
 
 
-def settings_classes(package: Package) -> set[str]:
-    """Names of the classes that hold options."""
-    classes = [node for path in _sources(package) for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)]
-    known = {node.name: node for node in classes}
-    return {node.name for node in classes if _is_settings(node, known)}
+def settings_places(package: Package) -> list[tuple[str, str]]:
+    """Module and name of each class with options that is defined at the top of a module."""
+    trees = {_module(package, path): parse(path) for path in _sources(package)}
+    known = {node.name: node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    return [
+        (module.removesuffix(".__init__"), node.name)
+        for module, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and _is_settings(node, known)
+    ]
 
 
 def metrics(package: Package) -> list[Metric]:

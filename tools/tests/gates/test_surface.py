@@ -67,7 +67,9 @@ def test_each_kind_of_break_is_a_line(shapes, old, new, line):
 def test_settings_metrics_and_entry_points_are_public_wherever_they_are(shapes):
     source = "packages/dynamo-router/src/dynamo_router"
     field = 'Field(1.0, gt=0, description="How long.")'
-    settings = f'class S(DynamoSettings):\n    component = "router"\n    wait_s: float = {field}\n'
+    shapes.write("packages/dynamo-core/src/dynamo_core/settings.py", BASE)
+    settings = "from typing import ClassVar\n\nfrom pydantic import Field\n\n\n"
+    settings += f'class S(DynamoSettings):\n    component: ClassVar[str] = "router"\n    wait_s: float = {field}\n'
     shapes.write(f"{source}/_settings.py", "from dynamo_core.settings import DynamoSettings\n\n\n" + settings)
     shapes.write(f"{source}/_metrics.py", 'SEEN = "dynamo_router_seen_total"\n')
     shapes.append(
@@ -78,8 +80,18 @@ def test_settings_metrics_and_entry_points_are_public_wherever_they_are(shapes):
     assert "+settings-text router.wait_s How long.;" in found
     assert "+metric dynamo_router_seen_total unknown()" in found
     assert "+entry-point dynamo_core.routers: kv = a:b" in found
+    assert "packages/dynamo-router/api/schemas.json:1: surface: is out of date" in found
 
 
+BASE = """
+from typing import ClassVar
+
+from pydantic import BaseModel
+
+
+class DynamoSettings(BaseModel):
+    component: ClassVar[str] = ""
+"""
 LAZY = """
 from typing import Any
 
