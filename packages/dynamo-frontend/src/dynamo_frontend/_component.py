@@ -17,6 +17,7 @@ from dynamo_core.settings import DynamoSettings
 from dynamo_frontend._admission import Admission, BusyThresholds
 from dynamo_frontend._anthropic.api import AnthropicApi
 from dynamo_frontend._catalog import Catalog
+from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
 from dynamo_frontend._metrics import FrontendMetrics
@@ -150,6 +151,7 @@ class Frontend:
             "/v1/messages/count_tokens": Route({"POST": anthropic.count_tokens}),
             "/v1/responses": Route({"POST": responses.responses}),
             "/v1/responses/input_tokens": Route({"POST": responses.input_tokens}),
+            "/v1/embeddings": Route({"POST": EmbeddingsApi(self._api).embeddings}),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
             "/health": Route({"GET": status.health}),

@@ -144,13 +144,13 @@ async def plan_completion(fields: CompletionRequest, model: ServedModel) -> Gene
         raise InvalidRequestError("best_of other than n is not offered; remove it.", param="best_of")
     if fields.echo and fields.logprobs is not None:
         raise InvalidRequestError("echo together with logprobs is not offered; leave one out.", param="echo")
-    given = _prompt_list(fields.prompt)
+    given = _prompt_list(fields.prompt, "prompt", MAX_PROMPTS)
     if len(given) * (fields.n or 1) > MAX_CHOICES:
         raise InvalidRequestError(
             f"{len(given)} prompts with n={fields.n or 1} make more than {MAX_CHOICES} choices; send fewer.",
             param="prompt",
         )
-    prompts = [await _encode(prompt, model, index) for index, prompt in enumerate(given)]
+    prompts = [await _encode(prompt, model, f"prompt[{index}]") for index, prompt in enumerate(given)]
     echoes: list[str] = []
     if fields.echo:
         for prompt, packed in zip(given, prompts, strict=True):
@@ -190,20 +190,30 @@ def _render(fields: ChatRequest, model: ServedModel, tools: list[dict[str, Any]]
     )
 
 
-def _prompt_list(prompt: str | list[Any]) -> list[str | list[int]]:
+async def encode_prompts(given: str | list[Any], model: ServedModel, *, param: str, limit: int) -> list[PackedTokens]:
+    """Return the token ids of a field that takes text, token ids, or a list of either.
+
+    Raises:
+        InvalidRequestError: naming the field, if it is empty, too long, or of another form.
+    """
+    prompts = _prompt_list(given, param, limit)
+    return [await _encode(prompt, model, f"{param}[{index}]") for index, prompt in enumerate(prompts)]
+
+
+def _prompt_list(prompt: str | list[Any], param: str, limit: int) -> list[str | list[int]]:
     """Return the prompts of the four forms that the field takes."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise InvalidRequestError("prompt is empty; send text or token ids.", param="prompt")
+        raise InvalidRequestError(f"{param} is empty; send text or token ids.", param=param)
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         return [cast("list[int]", prompt)]
-    if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequestError(f"prompt has {len(prompt)} entries; send at most {MAX_PROMPTS}.", param="prompt")
+    if len(prompt) > limit:
+        raise InvalidRequestError(f"{param} has {len(prompt)} entries; send at most {limit}.", param=param)
     if all(isinstance(item, str) for item in prompt) or all(_is_token_list(item) for item in prompt):
         return cast("list[str | list[int]]", prompt)
     raise InvalidRequestError(
-        "prompt must be text, a list of texts, a list of token ids, or a list of such lists.", param="prompt"
+        f"{param} must be text, a list of texts, a list of token ids, or a list of such lists.", param=param
     )
 
 
@@ -213,14 +223,14 @@ def _is_token_list(item: Any) -> bool:
     )
 
 
-async def _encode(prompt: str | list[int], model: ServedModel, index: int) -> PackedTokens:
+async def _encode(prompt: str | list[int], model: ServedModel, where: str) -> PackedTokens:
     if isinstance(prompt, str):
         return await model.text.tokenizer.encode(prompt, add_special_tokens=True)
     size = model.text.tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)
     for token in prompt:
         if not 0 <= token < size:
             raise InvalidRequestError(
-                f"prompt[{index}] has token id {token}; this model's are 0 to {size - 1}.", param="prompt"
+                f"{where} has token id {token}; this model's are 0 to {size - 1}.", param=where.partition("[")[0]
             )
     return pack_tokens(prompt)
 
