@@ -20,6 +20,7 @@ from dynamo_frontend._openai.logprobs import LogprobFormat
 from dynamo_frontend._openai.options import check_ranges
 from dynamo_frontend._openai.stream import ChatStream, CompletionStream, ReplyHead, StreamUsage
 from dynamo_frontend._openai.whole import ChatWhole, CompletionWhole
+from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._plan import GeneratePlan, plan_chat, plan_completion
 from dynamo_frontend._reply import ChoiceText, Reply, ReplyWriter
 from dynamo_frontend._request_id import request_id_of
@@ -205,7 +206,7 @@ def _choice_texts(plan: GeneratePlan) -> list[ChoiceText]:
 def _choice_text(plan: GeneratePlan) -> ChoiceText:
     fields = plan.fields
     text = plan.model.text
-    parser = text.parser(plan.tools) if plan.chat else None
+    parser = _parser(plan)
     skip = True if fields.skip_special_tokens is None else fields.skip_special_tokens
     if parser is not None and parser.needs_special_tokens:
         skip = False
@@ -218,6 +219,12 @@ def _choice_text(plan: GeneratePlan) -> ChoiceText:
         min_tokens=fields.min_tokens or 0,
         single_call=plan.single_call,
     )
+
+
+def _parser(plan: GeneratePlan) -> OutputParser | None:
+    if plan.forced_parser is not None:
+        return plan.forced_parser()
+    return plan.model.text.parser(plan.tools) if plan.chat else None
 
 
 def _logprob_format(plan: GeneratePlan) -> LogprobFormat | None:

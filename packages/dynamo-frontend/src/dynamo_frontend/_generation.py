@@ -220,7 +220,7 @@ class Generation:
             deadline_s=self._services.deadline_s,
             headers=trace_headers(),
             credit_items=DEFAULT_CREDIT_ITEMS,
-            schema=GENERATE_REQUEST.schema,
+            schema=self._model.card.endpoint_types.request,
         )
         payload = GENERATE_REQUEST.encode(request)
         call = await self._services.plane.open(address, self._model.endpoint, payload, attempt, options)

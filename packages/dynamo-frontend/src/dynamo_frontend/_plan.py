@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from dynamo_frontend._openai.options import (
     sampling_options,
     stop_conditions,
 )
+from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._tools import chosen_tools, response_constraint
 
 MAX_PROMPTS = 128
@@ -37,6 +38,7 @@ class GeneratePlan:
         guided: Constraint on the output.
         chat: Whether output is parsed for reasoning.
         tools: Tools whose calls the output is parsed for.
+        forced_parser: Makes the parser of an output that is constrained to calls.
         single_call: Whether a choice ends after its first tool call.
         echoes: For each choice the prompt text it begins with; empty without ``echo``.
     """
@@ -49,6 +51,7 @@ class GeneratePlan:
     guided: GuidedDecoding | None = None
     chat: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
+    forced_parser: Callable[[], OutputParser] | None = None
     single_call: bool = False
     echoes: Sequence[str] = ()
 
@@ -117,9 +120,12 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         raise InvalidRequestError("Give max_tokens or max_completion_tokens, not both.", param="max_tokens")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
-    tools = chosen_tools(fields, model)
-    guided = response_constraint(fields, guided_decoding(fields, model.card.capabilities), model.card.capabilities)
-    text = _render(fields, model, tools)
+    capabilities = model.card.capabilities
+    plan = chosen_tools(fields, model)
+    guided = response_constraint(fields, guided_decoding(fields, capabilities), capabilities)
+    if guided is not None and plan.guided is not None:
+        raise InvalidRequestError("tool_choice and another constraint contradict each other.", param="tool_choice")
+    text = _render(fields, model, plan.tools)
     prompt = await model.text.tokenizer.encode(text, add_special_tokens=False)
     return GeneratePlan(
         fields,
@@ -127,9 +133,10 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         [prompt],
         fields.max_completion_tokens or fields.max_tokens,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
-        guided=guided,
+        guided=guided or plan.guided,
         chat=True,
-        tools=tools or (),
+        tools=plan.tools,
+        forced_parser=plan.parser,
         single_call=fields.parallel_tool_calls is False,
     )
 
@@ -166,7 +173,7 @@ async def plan_completion(fields: CompletionRequest, model: ServedModel) -> Gene
     )
 
 
-def _render(fields: ChatRequest, model: ServedModel, tools: list[dict[str, Any]] | None) -> str:
+def _render(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, Any]]) -> str:
     assert model.text.template is not None
     if fields.chat_template_kwargs is not None and fields.chat_template_args is not None:
         raise InvalidRequestError(
