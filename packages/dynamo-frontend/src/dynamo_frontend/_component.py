@@ -22,6 +22,7 @@ from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
 from dynamo_frontend._metrics import FrontendMetrics
 from dynamo_frontend._model import ModelText, load_model_text
+from dynamo_frontend._openapi import openapi
 from dynamo_frontend._responses.api import ResponsesApi
 from dynamo_frontend._routes import Route, Routes
 from dynamo_frontend._server import HttpServer
@@ -154,6 +155,7 @@ class Frontend:
             "/v1/embeddings": Route({"POST": EmbeddingsApi(self._api).embeddings}),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
+            "/openapi.json": Route({"GET": openapi}),
             "/health": Route({"GET": status.health}),
             "/live": Route({"GET": status.live}),
             "/ready": Route({"GET": status.ready}),
