@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dynamo_core.enums import ModelType
-from dynamo_core.errors import CancelledRequestError, CapacityExhaustedError, DynamoError, InvalidRequestError
-from dynamo_core.ids import new_request_id
+from dynamo_core.errors import CancelledRequestError, DynamoError, InvalidRequestError
+from dynamo_core.requests import Usage
+from dynamo_frontend._admission import Admission
 from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._generation import Generation, GenerationServices
 from dynamo_frontend._http.request import HttpRequest
@@ -21,14 +22,29 @@ from dynamo_frontend._openai.stream import ChatStream, CompletionStream, ReplyHe
 from dynamo_frontend._openai.whole import ChatWhole, CompletionWhole
 from dynamo_frontend._plan import GeneratePlan, plan_chat, plan_completion
 from dynamo_frontend._reply import ChoiceText, Reply, ReplyWriter
+from dynamo_frontend._request_id import request_id_of
 from dynamo_frontend._stop import StopMatcher
 from dynamo_frontend._traffic import TrafficLog
 
 F = TypeVar("F", bound=CommonFields)
 WriterFactory = Callable[[HttpResponse, GeneratePlan, ReplyHead, StreamUsage], ReplyWriter]
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CHAT = BodyDecoder(ChatRequest)
 _COMPLETION = BodyDecoder(CompletionRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyForm:
+    """How an API shows replies.
+
+    Attributes:
+        endpoint: Name for metrics.
+        id_prefix: What reply ids begin with.
+        writer: Makes the writer of a reply.
+    """
+
+    endpoint: str
+    id_prefix: str
+    writer: WriterFactory
 
 
 class GenerateApi:
@@ -38,32 +54,47 @@ class GenerateApi:
         services: What generations use.
         traffic: Where traffic is summed.
         overload_status: Status when all workers are busy.
-        max_concurrent: Requests in work at once; more are refused.
+        keep_alive_s: Seconds of silence after which a stream sends a sign of life; 0 for never.
+        admission: Decides who may come in.
     """
 
     def __init__(
-        self, services: GenerationServices, traffic: TrafficLog, *, overload_status: int, max_concurrent: int
+        self,
+        services: GenerationServices,
+        traffic: TrafficLog,
+        admission: Admission,
+        *,
+        overload_status: int,
+        keep_alive_s: float = 0.0,
     ) -> None:
         self._services = services
         self._traffic = traffic
         self._overload_status = overload_status
-        self._max_concurrent = max_concurrent
-        self.active = 0
+        self._keep_alive_s = keep_alive_s
+        self._admission = admission
 
     async def chat(self, request: HttpRequest, response: HttpResponse) -> None:
         """``POST /v1/chat/completions``."""
         fields: ChatRequest = _CHAT.decode(request.body)
-        model = self._find(fields, ModelType.CHAT)
-        await self._serve(fields, model, plan_chat, request, response, ("chat_completions", "chatcmpl", _chat_writer))
+        model = self.find(fields, ModelType.CHAT)
+        await self.serve(
+            fields, model, plan_chat, request, response, ReplyForm("chat_completions", "chatcmpl-", _chat_writer)
+        )
 
     async def completions(self, request: HttpRequest, response: HttpResponse) -> None:
         """``POST /v1/completions``."""
         fields: CompletionRequest = _COMPLETION.decode(request.body)
-        model = self._find(fields, ModelType.COMPLETIONS)
-        form = ("completions", "cmpl", _completion_writer)
-        await self._serve(fields, model, plan_completion, request, response, form)
+        model = self.find(fields, ModelType.COMPLETIONS)
+        form = ReplyForm("completions", "cmpl-", _completion_writer)
+        await self.serve(fields, model, plan_completion, request, response, form)
 
-    def _find(self, fields: CommonFields, kind: ModelType) -> ServedModel:
+    def find(self, fields: CommonFields, kind: ModelType) -> ServedModel:
+        """Return the model of a request whose numbers are within the API's limits.
+
+        Raises:
+            InvalidRequestError: for a number out of its limits, or an API that the model does not answer.
+            NotFoundError, UnavailableError: as ``Catalog.find``.
+        """
         check_ranges(fields)
         model = self._services.catalog.find(fields.model)
         if kind not in model.card.model_types:
@@ -71,27 +102,26 @@ class GenerateApi:
             raise InvalidRequestError(
                 f"The model '{model.name}' does not answer {kind.value}; it offers {offered}.", param="model"
             )
-        if self.active >= self._max_concurrent:
-            raise CapacityExhaustedError(
-                f"{self.active} requests are in work already; try again soon.",
-                reason="capacity.pool_exhausted",
-                retry_after_s=1.0,
-            )
         return model
 
-    async def _serve(
+    async def serve(
         self,
         fields: F,
         model: ServedModel,
         planner: Callable[[F, ServedModel], Awaitable[GeneratePlan]],
         request: HttpRequest,
         response: HttpResponse,
-        form: tuple[str, str, WriterFactory],
+        form: ReplyForm,
     ) -> None:
-        endpoint, prefix, make_writer = form
-        observation = self._observe(model, endpoint, stream=bool(fields.stream))
+        """Plan a request and start its reply, which then flows by itself.
+
+        Raises:
+            DynamoError: if it cannot be planned or is not admitted; later failures are the reply's.
+        """
+        observation = self._observe(model, form.endpoint, stream=bool(fields.stream))
         request_id = request_id_of(request)
         try:
+            self._admission.check(model)
             plan = await planner(fields, model)
             requests = plan.requests(request_id, request.headers)
         except DynamoError as error:
@@ -101,19 +131,20 @@ class GenerateApi:
             observation.end((), CancelledRequestError("The client left."))
             raise
         head = ReplyHead(
-            f"{prefix}-{request_id}",
+            form.id_prefix + request_id,
             int(self._services.clock.time()),
             fields.model,
             headers=lambda: _reply_headers(request_id, reply),
             overload_status=self._overload_status,
+            keep_alive_s=self._keep_alive_s,
         )
         usage = _stream_usage(fields, lambda: reply.usage)
-        writer = make_writer(response, plan, head, usage)
+        writer = form.writer(response, plan, head, usage)
         reply = Reply(_choice_texts(plan), writer, lambda error: self._over(observation, reply, error))
         for index, item in enumerate(requests):
             sink = reply.sink(index, plan.choices_per_prompt)
             reply.generations.append(Generation(model, item, sink, self._services))
-        self.active += 1
+        self._admission.enter()
         response.on_disconnect(lambda: reply.cancel(CancelledRequestError("The client left.")))
         response.on_drain(reply.resume)
         await reply.start()
@@ -129,14 +160,8 @@ class GenerateApi:
         )
 
     def _over(self, observation: Observation, reply: Reply, error: DynamoError | None) -> None:
-        self.active -= 1
+        self._admission.leave()
         observation.end(reply.generations, error)
-
-
-def request_id_of(request: HttpRequest) -> str:
-    """Return the caller's request id if it is a plain one, else a new one."""
-    given = request.header("x-request-id")
-    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 def _reply_headers(request_id: str, reply: Reply) -> dict[str, str]:
@@ -148,29 +173,33 @@ def _reply_headers(request_id: str, reply: Reply) -> dict[str, str]:
     return headers
 
 
-def _stream_usage(fields: CommonFields, current: Callable[[], object]) -> StreamUsage:
+def _stream_usage(fields: CommonFields, current: Callable[[], Usage]) -> StreamUsage:
     options = fields.stream_options
     if options is None:
-        return StreamUsage()
-    return StreamUsage(options.include_usage, options.continuous_usage_stats, current)  # pyright: ignore[reportArgumentType] - a reply's usage
+        return StreamUsage(current=current)
+    return StreamUsage(options.include_usage, options.continuous_usage_stats, current)
 
 
 def _choice_texts(plan: GeneratePlan) -> list[ChoiceText]:
+    return [_choice_text(plan) for _ in range(len(plan.prompts) * plan.choices_per_prompt)]
+
+
+def _choice_text(plan: GeneratePlan) -> ChoiceText:
     fields = plan.fields
+    text = plan.model.text
+    parser = text.parser(plan.tools) if plan.chat else None
     skip = True if fields.skip_special_tokens is None else fields.skip_special_tokens
+    if parser is not None and parser.needs_special_tokens:
+        skip = False
     given = [fields.stop] if isinstance(fields.stop, str) else (fields.stop or [])
     stops = [item for item in given if isinstance(item, str)]
-    text = plan.model.text
-    return [
-        ChoiceText(
-            text.detokenizers.create(skip_special_tokens=skip),
-            StopMatcher(stops, include=bool(fields.include_stop_str_in_output)) if stops else None,
-            text.parser(tools=plan.tools) if plan.chat else None,
-            min_tokens=fields.min_tokens or 0,
-            single_call=plan.single_call,
-        )
-        for _ in range(len(plan.prompts) * plan.choices_per_prompt)
-    ]
+    return ChoiceText(
+        text.detokenizers.create(skip_special_tokens=skip),
+        StopMatcher(stops, include=bool(fields.include_stop_str_in_output)) if stops else None,
+        parser,
+        min_tokens=fields.min_tokens or 0,
+        single_call=plan.single_call,
+    )
 
 
 def _logprob_format(plan: GeneratePlan) -> LogprobFormat | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
 if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics
 
@@ -27,6 +29,9 @@ MODEL_CANCELLATION_TOTAL = "dynamo_frontend_model_cancellation_total"
 MODEL_REJECTION_TOTAL = "dynamo_frontend_model_rejection_total"
 MODEL_READY = "dynamo_frontend_model_ready"
 MODEL_CONFLICTS = "dynamo_frontend_model_conflicting_cards"
+GATEWAY_REQUESTS_TOTAL = "dynamo_frontend_gateway_requests_total"
+GATEWAY_UPSTREAM_UP = "dynamo_frontend_gateway_upstream_up"
+GATEWAY_IN_FLIGHT_REQUESTS = "dynamo_frontend_gateway_in_flight_requests"
 CONNECTIONS = "dynamo_frontend_open_connections"
 
 _DURATION_S = (0.0, 1.0, 2.0, 4.1, 8.0, 16.0, 32.0, 64.0, 130.0, 260.0, 512.0)
@@ -144,3 +149,35 @@ class FrontendMetrics:
         """Drop the readiness series of a model that is gone; request series stay for their totals."""
         self._ready.remove(model)
         self._conflicts.remove(model)
+
+
+class GatewayMetrics:
+    """Metrics of a gateway. Labels are the engines' URLs and status classes, so their number is bounded."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._registry = metrics.registry
+        self._requests = metrics.counter(
+            GATEWAY_REQUESTS_TOTAL,
+            "Requests passed to an engine, by status class",
+            ("upstream", "status"),
+        )
+        self._up = metrics.gauge(GATEWAY_UPSTREAM_UP, "1 if the engine answers", ("upstream",))
+        self._in_flight = metrics.gauge(GATEWAY_IN_FLIGHT_REQUESTS, "Requests at the engine", ("upstream",))
+        self._series: dict[tuple[str, int], Any] = {}
+
+    def ended(self, upstream: str, status: int) -> None:
+        """Count a request that ended."""
+        key = (upstream, status // 100)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._requests.labels(upstream=upstream, status=f"{key[1]}xx")
+        series.inc()
+
+    def upstream_state(self, upstream: str, *, up: bool, in_flight: int) -> None:
+        """Show an engine's state."""
+        self._up.labels(upstream=upstream).set(1 if up else 0)
+        self._in_flight.labels(upstream=upstream).set(in_flight)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the text form and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -10,9 +10,9 @@ import structlog
 
 from dynamo_core.errors import DynamoError, as_dynamo_error
 from dynamo_frontend._errors import error_body, error_headers, http_status, status_body
-from dynamo_frontend._generate_api import request_id_of
 from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
+from dynamo_frontend._request_id import request_id_of
 
 _log = structlog.get_logger(__name__)
 JSON = "application/json"

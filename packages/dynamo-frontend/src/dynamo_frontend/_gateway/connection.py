@@ -9,6 +9,7 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
+
 from dynamo_core.errors import BackendProtocolError, ConfigurationError, DynamoError, UnavailableError
 
 MAX_IDLE_CONNECTIONS = 256

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 import structlog
+
 from dynamo_core.clock import Clock
 from dynamo_core.errors import BackendProtocolError, DynamoError, NotFoundError, UnavailableError
-
 from dynamo_frontend._gateway.connection import UpstreamPool
 
 _log = structlog.get_logger(__name__)
@@ -33,7 +33,9 @@ class Upstream:
         """Return the bytes of a request to this engine."""
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         target = self.pool.prefix + path
-        head = f"{method} {target} HTTP/1.1\r\nhost: {self.pool.authority}\r\n{lines}content-length: {len(body)}\r\n\r\n"
+        head = (
+            f"{method} {target} HTTP/1.1\r\nhost: {self.pool.authority}\r\n{lines}content-length: {len(body)}\r\n\r\n"
+        )
         return head.encode("latin-1", "replace") + body
 
 
