@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dynamo_tools.verbs import affected, bench, check, docs, isolate, readme, semver, surface, test, wheels
+from dynamo_tools.verbs import affected, bench, check, docs, isolate, readme, release, semver, surface, test, wheels
 from dynamo_tools.workspace import Workspace, find_root
 
 
@@ -36,7 +36,7 @@ class Verb(Protocol):
         ...
 
 
-VERBS: tuple[Verb, ...] = (check, test, affected, isolate, wheels, docs, readme, surface, semver, bench)
+VERBS: tuple[Verb, ...] = (check, test, affected, isolate, wheels, docs, readme, surface, semver, release, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
