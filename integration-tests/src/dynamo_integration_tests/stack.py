@@ -89,8 +89,12 @@ class DynamoProcess:
 
     def interrupt(self, signum: int = signal.SIGINT) -> int:
         """Send a signal, wait for the end, return the exit status."""
-        self._process.send_signal(signum)
+        self.send_signal(signum)
         return self.wait()
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the command, and to it alone."""
+        self._process.send_signal(signum)
 
     def wait(self, limit_s: float = STOP_LIMIT_S) -> int:
         """Wait for the end and return the exit status.

@@ -88,6 +88,7 @@ class ScalingDecision(msgspec.Struct, frozen=True, omit_defaults=True):
         replicas: Replicas wanted by role.
         previous: Replicas wanted before, by role.
         reason: Machine-readable, for example ``scale_up`` or ``no_traffic_data``.
+        reasons: Reason of each part that had a say, by name, for example ``load.decode``.
         explanation: In words, with numbers.
         values: Intermediate values by name.
         advisory: True if it is only a proposal.
@@ -101,6 +102,7 @@ class ScalingDecision(msgspec.Struct, frozen=True, omit_defaults=True):
     explanation: str = ""
     values: dict[str, float] = {}
     advisory: bool = False
+    reasons: dict[str, str] = {}
 
 
 @runtime_checkable
@@ -125,6 +127,19 @@ class LoadPredictor(Protocol):
 
     def predict(self, horizon: int = 1) -> float:
         """Return the forecast ``horizon`` intervals ahead, at least 0; 0 without data."""
+        ...
+
+
+@runtime_checkable
+class SupportsQuantiles(Protocol):
+    """A load predictor that also says how high the series may go."""
+
+    def predict_quantile(self, quantile: float, horizon: int = 1) -> float:
+        """Return what the series stays below with this probability, at least 0; 0 without data.
+
+        Raises:
+            InvalidRequestError: if the quantile is not between 0 and 1.
+        """
         ...
 
 

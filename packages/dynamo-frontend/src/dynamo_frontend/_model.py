@@ -14,11 +14,13 @@ from dynamo_core.errors import ConfigurationError
 from dynamo_core.requests import SamplingOptions
 from dynamo_frontend._detokenize import DetokenizerFactory
 from dynamo_frontend._parsers.chain import ParserChain, load_parser
-from dynamo_frontend._parsers.contract import OutputParser, ParserFactory
+from dynamo_frontend._parsers.contract import OutputParser, ParserFactory, Tools
+from dynamo_frontend._parsers.detect import detect_reasoning_parser, detect_tool_parser
 from dynamo_frontend._settings import FrontendSettings
 from dynamo_frontend._template import ChatTemplate
 from dynamo_frontend._tokenize import TextTokenizer, TokenCache, load_tokenizer
 
+NO_PARSER = "none"
 _DEFAULT_NAMES = {
     "tokenizer": "tokenizer.json",
     "tokenizer_config": "tokenizer_config.json",
@@ -60,10 +62,10 @@ class ModelText:
         self.tool_parser = tools
         self.reasoning_parser = reasoning
 
-    def parser(self, *, tools: bool) -> OutputParser | None:
+    def parser(self, tools: Tools) -> OutputParser | None:
         """Return the parsers of one choice, or None if its text needs none."""
-        tool_parser = self._tools() if tools and self._tools is not None else None
-        reasoning = self._reasoning() if self._reasoning is not None else None
+        tool_parser = self._tools(tools) if tools and self._tools is not None else None
+        reasoning = self._reasoning(()) if self._reasoning is not None else None
         return ParserChain(reasoning, tool_parser) if tool_parser or reasoning else None
 
 
@@ -73,15 +75,21 @@ async def load_model_text(card: ModelCard, settings: FrontendSettings, cache: To
     Raises:
         ConfigurationError: naming the file that is missing or damaged.
     """
-    text = await asyncio.to_thread(_load, card, settings, cache, clock)
-    text.use_parsers(
-        tools=settings.tool_call_parser or card.runtime_config.tool_call_parser or "",
-        reasoning=settings.reasoning_parser or card.runtime_config.reasoning_parser or "",
-    )
+    text, source = await asyncio.to_thread(_load, card, settings, cache, clock)
+    tools = settings.tool_call_parser or card.runtime_config.tool_call_parser or detect_tool_parser(source)
+    reasoning = settings.reasoning_parser or card.runtime_config.reasoning_parser
+    if not reasoning:
+        added = {str(token["content"]) for token in text.tokenizer.spec.get("added_tokens", ())}
+        reasoning = detect_reasoning_parser(source, added)
+    text.use_parsers(tools=_unless_none(tools), reasoning=_unless_none(reasoning))
     return text
 
 
-def _load(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> ModelText:
+def _unless_none(name: str) -> str:
+    return "" if name == NO_PARSER else name
+
+
+def _load(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> tuple[ModelText, str]:
     path = model_file(card, "tokenizer")
     if path is None:
         raise ConfigurationError(
@@ -91,7 +99,8 @@ def _load(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock:
     config = _read_json(model_file(card, "tokenizer_config"))
     source = _template_source(card, config)
     template = ChatTemplate(source, _special_tokens(config), clock) if source else None
-    return ModelText(tokenizer, template, _default_sampling(_read_json(model_file(card, "generation_config"))))
+    sampling = _default_sampling(_read_json(model_file(card, "generation_config")))
+    return ModelText(tokenizer, template, sampling), source
 
 
 def model_file(card: ModelCard, name: str) -> Path | None:

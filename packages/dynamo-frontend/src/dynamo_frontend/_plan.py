@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ class GeneratePlan:
         logprobs: Alternatives to show for each token; None without log-probabilities.
         guided: Constraint on the output.
         chat: Whether output is parsed for reasoning.
-        tools: Whether output is parsed for tool calls.
+        tools: Tools whose calls the output is parsed for.
         single_call: Whether a choice ends after its first tool call.
         echoes: For each choice the prompt text it begins with; empty without ``echo``.
     """
@@ -48,7 +48,7 @@ class GeneratePlan:
     logprobs: int | None = None
     guided: GuidedDecoding | None = None
     chat: bool = False
-    tools: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
     single_call: bool = False
     echoes: Sequence[str] = ()
 
@@ -129,7 +129,7 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
         guided=guided,
         chat=True,
-        tools=bool(tools),
+        tools=tools or (),
         single_call=fields.parallel_tool_calls is False,
     )
 

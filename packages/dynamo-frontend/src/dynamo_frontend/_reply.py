@@ -31,8 +31,8 @@ class ReplyWriter(Protocol):
         """Add a tool call; ``index`` counts a choice's calls."""
         ...
 
-    def finish(self, choice: int, reason: str) -> None:
-        """End a choice: ``stop``, ``length``, ``tool_calls`` or ``content_filter``."""
+    def finish(self, choice: int, reason: str, stop: str | None) -> None:
+        """End a choice: ``stop`` (with the stop string, if any), ``length``, ``tool_calls`` or ``content_filter``."""
         ...
 
     def flush(self) -> None:
@@ -106,6 +106,11 @@ class ChoiceText:
             return ""
         rest = self._matcher.push(self._detokenizer.finish())
         return rest if self._matcher.matched is not None else rest + self._matcher.finish()
+
+    @property
+    def stop(self) -> str | None:
+        """Stop string that ended the choice, if one did."""
+        return self._matcher.matched if self._matcher is not None else None
 
     def count_call(self) -> int:
         """Return the index of a further tool call."""
@@ -215,7 +220,7 @@ class Reply:
             if not state.wants_no_more:
                 self._write_parsed(choice, state.parser.finish(), ())
         name = _FINISH_NAMES.get(reason, "stop")
-        self.writer.finish(choice, "tool_calls" if state.calls and name == "stop" else name)
+        self.writer.finish(choice, "tool_calls" if state.calls and name == "stop" else name, state.stop)
 
     def flush(self) -> None:
         """Send what has been written."""

@@ -35,7 +35,7 @@ class Query(msgspec.Struct, frozen=True):
         block_size: Tokens a block.
         hints: What the client asked for.
         phase: Which hop.
-        first_hash: Sequence hash of the first block, 0 if the prompt is shorter than a block.
+        hashes: Sequence hashes of those blocks.
         now_s: Monotonic time of the decision.
     """
 
@@ -44,7 +44,7 @@ class Query(msgspec.Struct, frozen=True):
     block_size: int
     hints: RoutingHints
     phase: RoutingPhase
-    first_hash: int
+    hashes: Sequence[int]
     now_s: float
 
 

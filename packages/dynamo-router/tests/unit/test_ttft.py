@@ -13,7 +13,9 @@ PLAIN = {"decode_weight": 0, "overlap_weight": 0, "learn_pace": False, "prefill_
 
 
 def query(tokens=1600, now=0.0, **hints):
-    return Query(tokens, tokens // 16, 16, RoutingHints(**hints), RoutingPhase.AGGREGATED, 1, now)
+    return Query(
+        tokens, tokens // 16, 16, RoutingHints(**hints), RoutingPhase.AGGREGATED, range(1, tokens // 16 + 1), now
+    )
 
 
 def worker(number, *, tiers=(0, 0, 0, 0), queued=(), **facts):

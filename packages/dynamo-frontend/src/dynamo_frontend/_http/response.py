@@ -42,9 +42,11 @@ class HttpResponse:
         "_head_only",
         "_on_disconnect",
         "_on_drain",
+        "_on_quiet",
         "_protocol",
         "close_after",
         "ended",
+        "quiet_limit_s",
         "started",
     )
 
@@ -57,6 +59,8 @@ class HttpResponse:
         self.ended = False
         self._on_disconnect: Callable[[], None] | None = None
         self._on_drain: Callable[[], None] | None = None
+        self._on_quiet: Callable[[], None] | None = None
+        self.quiet_limit_s: float | None = None
 
     @property
     def disconnected(self) -> bool:
@@ -78,6 +82,11 @@ class HttpResponse:
     def on_drain(self, callback: Callable[[], None]) -> None:
         """Call back each time the client has caught up."""
         self._on_drain = callback
+
+    def on_quiet(self, limit_s: float, callback: Callable[[], None]) -> None:
+        """Call back each time nothing was written for so long; checked once a second."""
+        self.quiet_limit_s = limit_s
+        self._on_quiet = callback
 
     def send(self, status: int, body: bytes, content_type: str, headers: Headers | None = None) -> None:
         """Send a whole response."""
@@ -128,6 +137,11 @@ class HttpResponse:
         if self._on_drain is not None and not self.ended:
             self._on_drain()
 
+    def notify_quiet(self) -> None:
+        """Tell the producer that nothing was written for its limit. Called by the protocol."""
+        if self._on_quiet is not None and not self.ended:
+            self._on_quiet()
+
     def _connection_line(self) -> bytes:
         return b"connection: close\r\n\r\n" if self.close_after else b"\r\n"
 
@@ -135,4 +149,5 @@ class HttpResponse:
         self.ended = True
         self._on_disconnect = None
         self._on_drain = None
+        self._on_quiet = None
         self._protocol.response_done(self)

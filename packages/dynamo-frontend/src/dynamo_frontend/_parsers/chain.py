@@ -14,6 +14,8 @@ class ParserChain:
     def __init__(self, reasoning: OutputParser | None, tools: OutputParser | None) -> None:
         self._reasoning = reasoning
         self._tools = tools
+        parts = [part for part in (reasoning, tools) if part is not None]
+        self.needs_special_tokens = any(part.needs_special_tokens for part in parts)
 
     def feed(self, text: str) -> Sequence[ParsedDelta]:
         """Take the next text."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
+
+Tools = Sequence[Mapping[str, Any]]
+"""Tool specifications of the request, in OpenAI's form."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -40,8 +43,13 @@ class OutputParser(Protocol):
     """Parser of one choice.
 
     The sequence of deltas, neighbouring texts joined, must not depend on how the text was cut into pieces, and text may
-    be withheld only while it may be the beginning of a marker.
+    be withheld only while it may be the beginning of a marker, or is part of a call that is not complete.
     """
+
+    @property
+    def needs_special_tokens(self) -> bool:
+        """Whether its markers are special tokens of the tokenizer, which are otherwise left out of the text."""
+        ...
 
     def feed(self, text: str) -> Sequence[ParsedDelta]:
         """Take the next text."""
@@ -55,6 +63,6 @@ class OutputParser(Protocol):
 class ParserFactory(Protocol):
     """Entry of ``dynamo_core.parsers``."""
 
-    def __call__(self) -> OutputParser:
-        """Return a parser for one choice."""
+    def __call__(self, tools: Tools) -> OutputParser:
+        """Return a parser for one choice; ``tools`` is empty for a reasoning parser."""
         ...

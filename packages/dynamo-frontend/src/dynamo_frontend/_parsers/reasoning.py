@@ -17,6 +17,8 @@ class TaggedReasoning:
         starts_inside: Whether the output begins in the reasoning, since the template already opened it.
     """
 
+    needs_special_tokens = False
+
     def __init__(self, open_tag: str = "<think>", close_tag: str = "</think>", *, starts_inside: bool = False) -> None:
         self._open = open_tag
         self._close = close_tag
@@ -50,8 +52,3 @@ class TaggedReasoning:
             self._strip_newlines = not text
         if text:
             found.append(TextDelta(text, reasoning=self._inside))
-
-
-def forced_reasoning() -> TaggedReasoning:
-    """Return a parser for models whose template already opened the reasoning."""
-    return TaggedReasoning(starts_inside=True)

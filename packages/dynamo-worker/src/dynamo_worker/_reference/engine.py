@@ -17,9 +17,10 @@ from dynamo_core.kv import BlockAccess, BlockDescriptor
 from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
+from dynamo_worker._mailbox import Mailbox
 from dynamo_worker._reference._assembly import LoadedEngine, load_engine
 from dynamo_worker._reference._core import ActiveRequest, Output, StepStats
-from dynamo_worker._reference._delivery import Delivery, Mailbox
+from dynamo_worker._reference._delivery import Delivery
 from dynamo_worker._reference._events import BlockEvents
 from dynamo_worker._reference._metrics import EngineMetrics
 from dynamo_worker._reference._scheduler import waiting_prefill_tokens
