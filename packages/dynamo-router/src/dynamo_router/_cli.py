@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import structlog
+
 from dynamo_core.errors import ConfigurationError, DynamoError
 
 USAGE = """usage: dynamo-router COMMAND ...
@@ -30,6 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DynamoError as error:
         sys.stderr.write(f"dynamo-router: {error.message}\n")
         return 1
+
+
+def run() -> None:
+    """Run the command as a process: logs go to stderr, so that what is printed can be piped."""
+    structlog.configure(  # noqa: TID251 - the command is an entry point, which is who configures logging
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
+    sys.exit(main())
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
