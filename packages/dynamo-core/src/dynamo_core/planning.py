@@ -69,6 +69,7 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
         loads: Reported load per worker, by hex instance id.
         passes: Recent forward passes.
         stale: Names of inputs that are older than their limit.
+        roles: Role of each worker in ``loads``, by hex instance id; empty where there is but one role.
     """
 
     at_s: float
@@ -77,6 +78,7 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     loads: dict[str, ReportedLoad] = {}
     passes: tuple[ForwardPassMetrics, ...] = ()
     stale: tuple[str, ...] = ()
+    roles: dict[str, str] = {}
 
 
 class ScalingDecision(msgspec.Struct, frozen=True, omit_defaults=True):

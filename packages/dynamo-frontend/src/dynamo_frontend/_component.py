@@ -17,10 +17,12 @@ from dynamo_core.settings import DynamoSettings
 from dynamo_frontend._admission import Admission, BusyThresholds
 from dynamo_frontend._anthropic.api import AnthropicApi
 from dynamo_frontend._catalog import Catalog
+from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
 from dynamo_frontend._metrics import FrontendMetrics
 from dynamo_frontend._model import ModelText, load_model_text
+from dynamo_frontend._openapi import openapi
 from dynamo_frontend._responses.api import ResponsesApi
 from dynamo_frontend._routes import Route, Routes
 from dynamo_frontend._server import HttpServer
@@ -150,8 +152,10 @@ class Frontend:
             "/v1/messages/count_tokens": Route({"POST": anthropic.count_tokens}),
             "/v1/responses": Route({"POST": responses.responses}),
             "/v1/responses/input_tokens": Route({"POST": responses.input_tokens}),
+            "/v1/embeddings": Route({"POST": EmbeddingsApi(self._api).embeddings}),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
+            "/openapi.json": Route({"GET": openapi}),
             "/health": Route({"GET": status.health}),
             "/live": Route({"GET": status.live}),
             "/ready": Route({"GET": status.ready}),

@@ -20,6 +20,7 @@ from dynamo_frontend._openai.logprobs import LogprobFormat
 from dynamo_frontend._openai.options import check_ranges
 from dynamo_frontend._openai.stream import ChatStream, CompletionStream, ReplyHead, StreamUsage
 from dynamo_frontend._openai.whole import ChatWhole, CompletionWhole
+from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._plan import GeneratePlan, plan_chat, plan_completion
 from dynamo_frontend._reply import ChoiceText, Reply, ReplyWriter
 from dynamo_frontend._request_id import request_id_of
@@ -67,7 +68,7 @@ class GenerateApi:
         overload_status: int,
         keep_alive_s: float = 0.0,
     ) -> None:
-        self._services = services
+        self.services = services
         self._traffic = traffic
         self._overload_status = overload_status
         self._keep_alive_s = keep_alive_s
@@ -96,13 +97,30 @@ class GenerateApi:
             NotFoundError, UnavailableError: as ``Catalog.find``.
         """
         check_ranges(fields)
-        model = self._services.catalog.find(fields.model)
+        return self.find_model(fields.model, kind)
+
+    def find_model(self, name: str, kind: ModelType) -> ServedModel:
+        """Return a ready model that answers an API.
+
+        Raises:
+            InvalidRequestError: if it does not answer this one.
+            NotFoundError, UnavailableError: as ``Catalog.find``.
+        """
+        model = self.services.catalog.find(name)
         if kind not in model.card.model_types:
             offered = ", ".join(sorted(item.value for item in model.card.model_types))
             raise InvalidRequestError(
                 f"The model '{model.name}' does not answer {kind.value}; it offers {offered}.", param="model"
             )
         return model
+
+    def admit(self, model: ServedModel) -> None:
+        """Refuse a request that could only wait.
+
+        Raises:
+            CapacityExhaustedError: as ``Admission.check``.
+        """
+        self._admission.check(model)
 
     async def serve(
         self,
@@ -118,10 +136,10 @@ class GenerateApi:
         Raises:
             DynamoError: if it cannot be planned or is not admitted; later failures are the reply's.
         """
-        observation = self._observe(model, form.endpoint, stream=bool(fields.stream))
+        observation = self.observe(model, form.endpoint, stream=bool(fields.stream))
         request_id = request_id_of(request)
         try:
-            self._admission.check(model)
+            self.admit(model)
             plan = await planner(fields, model)
             requests = plan.requests(request_id, request.headers)
         except DynamoError as error:
@@ -132,7 +150,7 @@ class GenerateApi:
             raise
         head = ReplyHead(
             form.id_prefix + request_id,
-            int(self._services.clock.time()),
+            int(self.services.clock.time()),
             fields.model,
             headers=lambda: _reply_headers(request_id, reply),
             overload_status=self._overload_status,
@@ -143,17 +161,18 @@ class GenerateApi:
         reply = Reply(_choice_texts(plan), writer, lambda error: self._over(observation, reply, error))
         for index, item in enumerate(requests):
             sink = reply.sink(index, plan.choices_per_prompt)
-            reply.generations.append(Generation(model, item, sink, self._services))
+            reply.generations.append(Generation(model, item, sink, self.services))
         self._admission.enter()
         response.on_disconnect(lambda: reply.cancel(CancelledRequestError("The client left.")))
         response.on_drain(reply.resume)
         await reply.start()
 
-    def _observe(self, model: ServedModel, endpoint: str, *, stream: bool) -> Observation:
+    def observe(self, model: ServedModel, endpoint: str, *, stream: bool) -> Observation:
+        """Count a request in."""
         return Observation(
-            self._services.metrics,
+            self.services.metrics,
             self._traffic,
-            self._services.clock,
+            self.services.clock,
             model=model.name,
             endpoint=endpoint,
             stream=stream,
@@ -187,7 +206,7 @@ def _choice_texts(plan: GeneratePlan) -> list[ChoiceText]:
 def _choice_text(plan: GeneratePlan) -> ChoiceText:
     fields = plan.fields
     text = plan.model.text
-    parser = text.parser(plan.tools) if plan.chat else None
+    parser = _parser(plan)
     skip = True if fields.skip_special_tokens is None else fields.skip_special_tokens
     if parser is not None and parser.needs_special_tokens:
         skip = False
@@ -200,6 +219,12 @@ def _choice_text(plan: GeneratePlan) -> ChoiceText:
         min_tokens=fields.min_tokens or 0,
         single_call=plan.single_call,
     )
+
+
+def _parser(plan: GeneratePlan) -> OutputParser | None:
+    if plan.forced_parser is not None:
+        return plan.forced_parser()
+    return plan.model.text.parser(plan.tools) if plan.chat else None
 
 
 def _logprob_format(plan: GeneratePlan) -> LogprobFormat | None:

@@ -92,7 +92,7 @@ def test_clear_announces_the_removal() -> None:
         ({"host_blocs": 4}, "host_blocs"),
         ({"host_blocks": -1}, "host_blocks"),
         ({"offload": "sometimes"}, "offload"),
-        ({"eviction": "clairvoyant"}, "clairvoyant.*installed: arc, lru, s3fifo"),
+        ({"eviction": "clairvoyant"}, "clairvoyant.*installed: arc, hinted, lineage, lru"),
         ({"host_blocks": 0, "host_bytes": 0}, "leave the connector out"),
         ({"disk_dir": "d"}, "disk_dir needs model"),
         ({"disk_blocks": 4}, "disk_blocks needs disk_dir"),

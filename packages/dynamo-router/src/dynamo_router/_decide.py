@@ -58,7 +58,7 @@ class Decider:
         self._rng = rng
         self._policy_hash = policy_hash(pipeline.policy)
         # Decision ids are unique across routers: a random name of this one, and a counter.
-        self._name = secrets.token_hex(6)
+        self.name = secrets.token_hex(6)
         self._decided = 0
 
     def decide(self, request: RoutingRequest, prompt: Prompt, arrived_s: float) -> RoutingDecision:
@@ -119,7 +119,7 @@ class Decider:
     ) -> RoutingDecision:
         worker = choice.candidate
         self._decided += 1
-        decision_id = f"{self._name}-{self._decided:x}"
+        decision_id = f"{self.name}-{self._decided:x}"
         return RoutingDecision(
             decision_id=DecisionId(decision_id),
             request_id=request.request_id,

@@ -86,7 +86,8 @@ class PrefillQueue:
 
     def drop(self, reservation: str, now_s: float) -> None:
         """Take a prefill out that will never finish."""
-        if self.waiting.pop(reservation, None) is not None:
+        oldest = next(iter(self.waiting), None)
+        if self.waiting.pop(reservation, None) is not None and reservation == oldest:
             self.since_s = now_s
 
 

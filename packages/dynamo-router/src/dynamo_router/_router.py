@@ -21,7 +21,7 @@ from dynamo_router._admission import Admission, Ticket
 from dynamo_router._decide import Decider
 from dynamo_router._filters import BusyLimits
 from dynamo_router._fleet import Fleet
-from dynamo_router._index import BlockIndex
+from dynamo_router._index import TIERS, BlockIndex
 from dynamo_router._indexer import Indexer, StreamState
 from dynamo_router._load import LoadBook
 from dynamo_router._metrics import RouterMetrics
@@ -277,6 +277,26 @@ class KvRouter:
     def index_modes(self) -> dict[WorkerId, IndexMode]:
         """Return what each worker's cached tokens are predicted from."""
         return self._view.modes()
+
+    def made(self, decision_id: str) -> bool:
+        """Return whether this router took a decision, by its id."""
+        return decision_id.startswith(f"{self._decider.name}-")
+
+    def overlaps(self, request: RoutingRequest) -> list[tuple[WorkerId, dict[str, int], int]]:
+        """Return blocks by tier and expected cached tokens of every worker that holds any of a prompt.
+
+        Raises:
+            InvalidRequestError: for another block size or hash algorithm.
+        """
+        prompt = read_prompt(request, self.block_size)
+        touched = self._view.show(prompt, self._clock.monotonic())
+        names = [tier.value for tier in TIERS]
+        found = {
+            worker.worker: (dict(zip(names, worker.tier_blocks, strict=True)), worker.cached_tokens)
+            for worker in touched
+        }
+        self._view.hide(touched)
+        return [(worker, *found[worker]) for worker in sorted(found)]
 
     def decision(self, decision_id: str) -> tuple[RoutingDecision, RequestOutcome | None] | None:
         """Return a receipt with its outcome, if both are still kept."""

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Iterable
 
 WINDOW = 32
-MIN_SAMPLES = 8
-DISTRUST_BELOW = 0.6
-TRUST_FROM = 0.75
+MIN_SAMPLES = 16
+DISTRUST_BELOW = 0.4
+TRUST_FROM = 0.6
 
 
 class IndexMode(enum.Enum):

@@ -74,6 +74,9 @@ def test_a_prefill_queue_learns_only_from_first_tokens():
     queue = PrefillQueue()
     queue.add("a", 100, 5.0)
     queue.add("b", 200, 6.0)
+    queue.add("c", 300, 6.5)
+    queue.drop("c", 6.7)
+    assert queue.since_s == 5.0
     queue.drop("a", 7.0)
     assert (queue.done_tokens, queue.since_s) == (0.0, 7.0)
     queue.finish("b", 9.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from dynamo_frontend._parsers.contract import ToolCallDelta, Tools
@@ -36,6 +36,16 @@ def read_json(body: str, tools: Tools) -> list[ToolCallDelta]:
     except (ValueError, RecursionError):
         return []
     return _calls_of(loaded)
+
+
+def read_arguments(name: str) -> Callable[[str, Tools], list[ToolCallDelta]]:
+    """Return a reader of the bare arguments of one known function."""
+
+    def read(body: str, tools: Tools) -> list[ToolCallDelta]:
+        arguments = _json_object(body)
+        return [] if arguments is None else [ToolCallDelta(name, arguments)]
+
+    return read
 
 
 def read_json_lines(body: str, tools: Tools) -> list[ToolCallDelta]:

@@ -15,6 +15,7 @@ from dynamo_core.errors import InvalidRequestError
 
 TRACKED_HORIZONS = (1, 2, 4, 8)
 ERRORS_KEPT = 256
+FEWEST_ERRORS = 10
 MAX_LOG = 700.0
 
 
@@ -96,10 +97,9 @@ class SeriesPredictor:
 
     def _error_quantile(self, quantile: float, horizon: int) -> float:
         errors = sorted(self._errors[_tracked(horizon)])
-        if not errors:
-            return 0.0
         rank = math.ceil((len(errors) + 1) * quantile)
-        return errors[max(0, min(rank, len(errors)) - 1)]
+        # So few errors bound no such quantile; the largest of three would only echo the last surprise.
+        return errors[rank - 1] if max(rank, FEWEST_ERRORS) <= len(errors) else 0.0
 
     def _back(self, modelled: float) -> float:
         value = math.expm1(min(modelled, MAX_LOG)) if self._log1p else modelled

@@ -305,6 +305,7 @@ EXAMPLES: dict[str, Any] = {
         loads={"ff": _LOAD},
         passes=(_FORWARD_PASS,),
         stale=("loads",),
+        roles={"ff": "decode"},
     ),
     "dynamo.scaling_decision.v1": ScalingDecision(
         decision_id=3,
