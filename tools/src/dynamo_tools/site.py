@@ -70,7 +70,7 @@ def _readme(_: Workspace, package: Package) -> str:
     text = (package.folder / "README.md").read_text(encoding="utf-8").partition("\n")[2]
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(
-        part if part.startswith("```") else _RELATIVE_LINK.sub(r"\1", _HEADING.sub(r"\1 ", part)) for part in parts
+        part if part.startswith("```") else _RELATIVE_LINK.sub(r"\1", _HEADING.sub(r"#\1 ", part)) for part in parts
     )
 
 
@@ -81,20 +81,17 @@ def _settings(_: Workspace, package: Package) -> str:
     parts: list[str] = []
     for component in dict.fromkeys(item.component for item in found):
         rows = [
-            (
-                f"`{item.flag}`",
-                f"`{item.variable}`",
-                _code(item.kind),
-                _default(item),
-                _words(item.text),
-                _code(item.limits),
-            )
+            (f"`{item.flag}`<br>`{item.variable}`", _default(item), f"{_words(item.text)}<br>{_kind(item)}")
             for item in found
             if item.component == component
         ]
         parts.append(f"### Options of `{component}`\n\n")
-        parts.append(_table(("flag", "variable", "type", "default", "meaning", "limits"), rows) + "\n")
+        parts.append(_table(("flag and variable", "default", "meaning and type"), rows) + "\n")
     return "".join(parts)
+
+
+def _kind(item: catalogue.Setting) -> str:
+    return f"{_code(item.kind)}{', ' + _code(item.limits) if item.limits else ''}"
 
 
 def _default(item: catalogue.Setting) -> str:
@@ -194,13 +191,10 @@ def _versions(workspace: Workspace, _: Package) -> str:
 
 
 def _code(text: str) -> str:
-    return (
-        f"`{text.replace('|', '&#124;')}`"
-        if text and "|" not in text
-        else f"<code>{text.replace('|', '&#124;')}</code>"
-        if text
-        else ""
-    )
+    """Code in a cell of a table, where a bar would end the cell."""
+    if "|" in text:
+        return f"<code>{_words(text)}</code>"
+    return f"`{text}`" if text else ""
 
 
 def _words(text: str) -> str:
