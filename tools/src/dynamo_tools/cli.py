@@ -21,6 +21,7 @@ from dynamo_tools.verbs import (
     readme,
     release,
     semver,
+    stranger,
     surface,
     test,
     wheels,
@@ -63,6 +64,7 @@ VERBS: tuple[Verb, ...] = (
     semver,
     release,
     compat,
+    stranger,
     bench,
 )
 
