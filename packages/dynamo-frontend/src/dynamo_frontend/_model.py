@@ -11,10 +11,11 @@ from urllib.parse import unquote, urlsplit
 from dynamo_core.cards import ModelCard
 from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError
+from dynamo_core.parsing import ParserContext, ParserFactory
 from dynamo_core.requests import SamplingOptions
 from dynamo_frontend._detokenize import DetokenizerFactory
-from dynamo_frontend._parsers.chain import ParserChain, load_parser
-from dynamo_frontend._parsers.contract import OutputParser, ParserFactory
+from dynamo_frontend._parsers.chain import ParserChain, load_reasoning_parser, load_tool_parser
+from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._settings import FrontendSettings
 from dynamo_frontend._template import ChatTemplate
 from dynamo_frontend._tokenize import TextTokenizer, TokenCache, load_tokenizer
@@ -55,15 +56,16 @@ class ModelText:
         Raises:
             ConfigurationError: if one is not installed.
         """
-        self._tools = load_parser(tools) if tools else None
-        self._reasoning = load_parser(reasoning) if reasoning else None
+        self._tools = load_tool_parser(tools) if tools else None
+        self._reasoning = load_reasoning_parser(reasoning) if reasoning else None
         self.tool_parser = tools
         self.reasoning_parser = reasoning
 
-    def parser(self, *, tools: bool) -> OutputParser | None:
+    def parser(self, *, tools: bool, context: ParserContext | None = None) -> OutputParser | None:
         """Return the parsers of one choice, or None if its text needs none."""
-        tool_parser = self._tools() if tools and self._tools is not None else None
-        reasoning = self._reasoning() if self._reasoning is not None else None
+        context = context or ParserContext()
+        tool_parser = self._tools(context) if tools and self._tools is not None else None
+        reasoning = self._reasoning(context) if self._reasoning is not None else None
         return ParserChain(reasoning, tool_parser) if tool_parser or reasoning else None
 
 

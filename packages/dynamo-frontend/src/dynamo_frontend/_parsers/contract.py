@@ -1,4 +1,4 @@
-"""What a parser is: text in, deltas out, the same whatever the pieces."""
+"""What a reply takes from the parsers: text, and calls as a whole."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-
-class TextDelta(msgspec.Struct, frozen=True):
-    """Visible text.
-
-    Attributes:
-        text: Never empty.
-        reasoning: Whether it belongs to the model's reasoning instead of its answer.
-    """
-
-    text: str
-    reasoning: bool = False
+from dynamo_core.parsing import TextDelta
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
@@ -25,7 +15,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
     Attributes:
         name: Function to call.
-        arguments: JSON text of its arguments.
+        arguments: JSON text of its arguments; cut off where the model was.
     """
 
     name: str
@@ -33,28 +23,19 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
 
 ParsedDelta = TextDelta | ToolCallDelta
-"""What a parser gives."""
+"""What a reply is made of."""
 
 
 class OutputParser(Protocol):
-    """Parser of one choice.
-
-    The sequence of deltas, neighbouring texts joined, must not depend on how the text was cut into pieces, and text may
-    be withheld only while it may be the beginning of a marker.
-    """
+    """Parser of one choice, whose calls are whole."""
 
     def feed(self, text: str) -> Sequence[ParsedDelta]:
         """Take the next text."""
         ...
 
     def finish(self) -> Sequence[ParsedDelta]:
-        """The text has ended: return what is left. Nothing is lost silently."""
+        """The text has ended: return what is left."""
         ...
 
 
-class ParserFactory(Protocol):
-    """Entry of ``dynamo_core.parsers``."""
-
-    def __call__(self) -> OutputParser:
-        """Return a parser for one choice."""
-        ...
+__all__ = ["OutputParser", "ParsedDelta", "TextDelta", "ToolCallDelta"]
