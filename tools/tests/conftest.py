@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from dynamo_tools.finding import Finding
+from dynamo_tools.releases import Release, record
+from dynamo_tools.semver import schemas
+from dynamo_tools.surface import dump
 from dynamo_tools.workspace import Workspace
 
 ROOT = """
@@ -113,6 +116,23 @@ class Tree:
         self.git("add", "-A")
         self.git("commit", "-q", "-m", message)
 
+    def release(self, name: str, version: str = "") -> None:
+        """Set the version, write the surface, commit, tag and record the package."""
+        if version:
+            path = f"packages/{name}/pyproject.toml"
+            self.replace(path, f'version = "{self.workspace().find(name).version}"', f'version = "{version}"')
+        workspace = self.workspace()
+        package = workspace.find(name)
+        self.write(f"packages/{name}/api/public.txt", dump(package))
+        if text := schemas.dump(workspace, package):
+            self.write(f"packages/{name}/api/schemas.json", text)
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", f"Release {name} {package.version}")
+        release = Release(name, package.version, (workspace.git("rev-parse", "HEAD") or "").strip())
+        self.git("tag", release.tag)
+        record(workspace, release)
+        self.commit(f"Record {release.tag}")
+
     def workspace(self) -> Workspace:
         return Workspace(self.root)
 
@@ -124,3 +144,16 @@ class Tree:
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
+
+
+@pytest.fixture
+def released(tree: Tree) -> Tree:
+    """Each package released once, on the main branch, with its fragments gone and its surface committed."""
+    tree.git("init", "-q", "-b", "main")
+    for package in tree.workspace().packages:
+        tree.remove(f"packages/{package.name}/changes/+start.added.md")
+        tree.write(f"packages/{package.name}/changes/.gitignore", "")
+    tree.commit("Release everything")
+    for package in tree.workspace().packages:
+        tree.release(package.name)
+    return tree

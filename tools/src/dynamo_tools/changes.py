@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 
+from dynamo_tools.releases import releases
 from dynamo_tools.workspace import Package, Workspace
 
 _MAIN = ("origin/main", "main")
@@ -36,14 +36,8 @@ def branch_base(workspace: Workspace) -> Base | None:
 
 def release_base(workspace: Workspace, package: Package) -> Base:
     """The last release of a package, from ``releases.toml`` or its tags."""
-    recorded = workspace.root / "releases.toml"
-    if recorded.is_file():
-        entries = tomllib.loads(recorded.read_text(encoding="utf-8")).get("release", [])
-        mine = [entry for entry in entries if entry.get("package") == package.name]
-        if mine:
-            return Base(str(mine[-1]["commit"]), f"release {mine[-1]['version']}")
-    described = workspace.git("describe", "--tags", "--abbrev=0", "--match", f"{package.name}-v*")
-    return Base(described.strip(), described.strip()) if described else Base(None, "its first release")
+    found = releases(workspace, package.name)
+    return Base(found[-1].commit, found[-1].tag) if found else Base(None, "its first release")
 
 
 def changed_files(workspace: Workspace, base: Base) -> list[str]:

@@ -10,7 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dynamo_tools.verbs import affected, bench, check, docs, isolate, readme, surface, test, wheels
+from dynamo_tools.verbs import (
+    affected,
+    bench,
+    check,
+    compat,
+    docs,
+    isolate,
+    readme,
+    release,
+    semver,
+    surface,
+    test,
+    wheels,
+)
 from dynamo_tools.workspace import Workspace, find_root
 
 
@@ -36,7 +49,20 @@ class Verb(Protocol):
         ...
 
 
-VERBS: tuple[Verb, ...] = (check, test, affected, isolate, wheels, docs, readme, surface, bench)
+VERBS: tuple[Verb, ...] = (
+    check,
+    test,
+    affected,
+    isolate,
+    wheels,
+    docs,
+    readme,
+    surface,
+    semver,
+    release,
+    compat,
+    bench,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

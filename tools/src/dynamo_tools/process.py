@@ -63,6 +63,12 @@ def run(argv: list[str], cwd: Path, *, timeout_s: float = 1800, env: Mapping[str
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def run_bytes(argv: list[str], cwd: Path) -> bytes | None:
+    """Run a command and return its output as it is; None if it fails."""
+    done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
 def show(argv: list[str], cwd: Path, extra: Mapping[str, str] = MappingProxyType({})) -> int:
     """Run a command whose output goes to the terminal; return its status."""
     return subprocess.run(

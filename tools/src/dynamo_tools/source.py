@@ -10,15 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
-_NO_CODE = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENCODING,
-    tokenize.ENDMARKER,
-}
 
 
 @dataclass(frozen=True)
@@ -45,13 +36,13 @@ def functions(tree: ast.Module) -> list[Function]:
 
 
 def code_lines(path: Path) -> int:
-    """Lines that hold code: no blank lines, comments or docstrings."""
+    """Logical lines of code: one for each statement however it is wrapped, none for docstrings and comments."""
     text = path.read_text(encoding="utf-8")
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in _NO_CODE:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    return len(lines - _docstring_lines(ast.parse(text)))
+    statements = sum(token.type == tokenize.NEWLINE for token in tokenize.generate_tokens(io.StringIO(text).readline))
+    words = sum(
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in ast.walk(ast.parse(text))
+    )
+    return statements - words
 
 
 def is_empty(src: Path) -> bool:
@@ -87,12 +78,3 @@ def _functions(node: ast.AST, prefix: str) -> Iterator[Function]:
             yield Function(prefix + child.name, child.lineno, (child.end_lineno or child.lineno) - child.lineno + 1)
         name = prefix + child.name + "." if isinstance(child, FunctionNode | ast.ClassDef) else prefix
         yield from _functions(child, name)
-
-
-def _docstring_lines(tree: ast.Module) -> set[int]:
-    """Lines of docstrings, those below attributes included: every statement that is only a string."""
-    lines: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return lines

@@ -67,16 +67,48 @@ def test_each_kind_of_break_is_a_line(shapes, old, new, line):
 def test_settings_metrics_and_entry_points_are_public_wherever_they_are(shapes):
     source = "packages/dynamo-router/src/dynamo_router"
     field = 'Field(1.0, gt=0, description="How long.")'
-    settings = f'class S(DynamoSettings):\n    component = "router"\n    wait_s: float = {field}\n'
+    shapes.write("packages/dynamo-core/src/dynamo_core/settings.py", BASE)
+    settings = "from typing import ClassVar\n\nfrom pydantic import Field\n\n\n"
+    settings += f'class S(DynamoSettings):\n    component: ClassVar[str] = "router"\n    wait_s: float = {field}\n'
     shapes.write(f"{source}/_settings.py", "from dynamo_core.settings import DynamoSettings\n\n\n" + settings)
     shapes.write(f"{source}/_metrics.py", 'SEEN = "dynamo_router_seen_total"\n')
     shapes.append(
         "packages/dynamo-router/pyproject.toml", '\n[project.entry-points."dynamo_core.routers"]\nkv = "a:b"\n'
     )
     found = "\n".join(shapes.failures(surface.check))
-    assert "+settings router.wait_s: float = Field(1.0, gt=0);" in found
-    assert "+metric dynamo_router_seen_total" in found
+    assert "+settings router.wait_s --wait-s DYN_ROUTER_WAIT_S: float = 1.0 (gt=0);" in found
+    assert "+settings-text router.wait_s How long.;" in found
+    assert "+metric dynamo_router_seen_total unknown()" in found
     assert "+entry-point dynamo_core.routers: kv = a:b" in found
+    assert "packages/dynamo-router/api/schemas.json:1: surface: is out of date" in found
+
+
+BASE = """
+from typing import ClassVar
+
+from pydantic import BaseModel
+
+
+class DynamoSettings(BaseModel):
+    component: ClassVar[str] = ""
+"""
+LAZY = """
+from typing import Any
+
+__all__ = ["Engine"]
+
+
+def __getattr__(name: str) -> Any:
+    from dynamo_worker._engine import Engine
+
+    return Engine
+"""
+
+
+def test_a_lazy_name_is_spelled_out(tree):
+    tree.write("packages/dynamo-worker/src/dynamo_worker/__init__.py", LAZY)
+    tree.write("packages/dynamo-worker/src/dynamo_worker/_engine.py", "class Engine:\n    def run(self) -> int: ...\n")
+    assert "dynamo_worker.Engine.run def(self) -> int\n" in dump(tree.workspace().find("worker"))
 
 
 def test_private_modules_are_not_public(shapes):

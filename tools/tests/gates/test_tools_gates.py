@@ -42,10 +42,13 @@ def test_an_upward_import_breaks_declared_layers(tree):
 def test_a_circle_is_reported(tree):
     circles = 'id = "circles"\nname = "No circles"\ntype = "acyclic_siblings"\nancestors = ["dynamo_router"]\n'
     tree.append("pyproject.toml", f"\n[[tool.importlinter.contracts]]\n{circles}")
+    tree.append("packages/dynamo-router/pyproject.toml", '\n[tool.dynamo]\nlayers = ["_a | _b"]\n')
     tree.write(SRC, "from dynamo_router import _b\n")
     tree.write("packages/dynamo-router/src/dynamo_router/_b.py", "from dynamo_router import _a\n")
-    [found] = tree.failures(contracts.check)
-    assert found.startswith("packages/dynamo-router/src/dynamo_router/_b.py:1: contracts: No circles: ._b -> ._a")
+    assert any(
+        found.startswith("packages/dynamo-router/src/dynamo_router/_b.py:1: contracts: No circles: ._b -> ._a")
+        for found in tree.failures(contracts.check)
+    )
 
 
 def test_a_module_that_no_layer_lists_fails(tree):
@@ -56,10 +59,11 @@ def test_a_module_that_no_layer_lists_fails(tree):
     assert "dynamo_router._new" in found
 
 
-def test_several_modules_without_layers_are_noted(tree):
+def test_several_modules_without_layers_fail(tree):
     for name in ("_facade", "_a"):
         tree.write(f"packages/dynamo-router/src/dynamo_router/{name}.py", "")
-    assert any("declares no [tool.dynamo] layers" in str(found) for found in contracts.check(tree.workspace()))
+    [found] = tree.failures(contracts.check)
+    assert found.startswith("packages/dynamo-router/pyproject.toml:1: contracts: declares no [tool.dynamo] layers")
 
 
 def test_an_undeclared_import_fails(tree):

@@ -69,6 +69,7 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
         loads: Reported load per worker, by hex instance id.
         passes: Recent forward passes.
         stale: Names of inputs that are older than their limit.
+        roles: Role of each worker in ``loads``, by hex instance id; empty where there is but one role.
     """
 
     at_s: float
@@ -77,6 +78,7 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     loads: dict[str, ReportedLoad] = {}
     passes: tuple[ForwardPassMetrics, ...] = ()
     stale: tuple[str, ...] = ()
+    roles: dict[str, str] = {}
 
 
 class ScalingDecision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,6 +90,7 @@ class ScalingDecision(msgspec.Struct, frozen=True, omit_defaults=True):
         replicas: Replicas wanted by role.
         previous: Replicas wanted before, by role.
         reason: Machine-readable, for example ``scale_up`` or ``no_traffic_data``.
+        reasons: Reason of each part that had a say, by name, for example ``load.decode``.
         explanation: In words, with numbers.
         values: Intermediate values by name.
         advisory: True if it is only a proposal.
@@ -101,6 +104,7 @@ class ScalingDecision(msgspec.Struct, frozen=True, omit_defaults=True):
     explanation: str = ""
     values: dict[str, float] = {}
     advisory: bool = False
+    reasons: dict[str, str] = {}
 
 
 @runtime_checkable
@@ -125,6 +129,19 @@ class LoadPredictor(Protocol):
 
     def predict(self, horizon: int = 1) -> float:
         """Return the forecast ``horizon`` intervals ahead, at least 0; 0 without data."""
+        ...
+
+
+@runtime_checkable
+class SupportsQuantiles(Protocol):
+    """A load predictor that also says how high the series may go."""
+
+    def predict_quantile(self, quantile: float, horizon: int = 1) -> float:
+        """Return what the series stays below with this probability, at least 0; 0 without data.
+
+        Raises:
+            InvalidRequestError: if the quantile is not between 0 and 1.
+        """
         ...
 
 

@@ -15,12 +15,16 @@ from dynamo_core.planes import TRAFFIC, Publisher, Topic
 from dynamo_core.routing import Router, RouterFactory, RouterScope
 from dynamo_core.settings import DynamoSettings
 from dynamo_frontend._admission import Admission, BusyThresholds
+from dynamo_frontend._anthropic.api import AnthropicApi
 from dynamo_frontend._catalog import Catalog
+from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
 from dynamo_frontend._metrics import FrontendMetrics
 from dynamo_frontend._model import ModelText, load_model_text
+from dynamo_frontend._openapi import openapi
 from dynamo_frontend._parsers.chain import check_parsers
+from dynamo_frontend._responses.api import ResponsesApi
 from dynamo_frontend._routes import Route, Routes
 from dynamo_frontend._server import HttpServer
 from dynamo_frontend._settings import FrontendSettings
@@ -60,7 +64,13 @@ class Frontend:
         )
         thresholds = BusyThresholds(settings.active_decode_blocks_threshold, settings.active_prefill_tokens_threshold)
         self._admission = Admission(settings.max_concurrent_requests, thresholds, context.clock)
-        self._api = GenerateApi(services, self._traffic, self._admission, overload_status=settings.overload_status)
+        self._api = GenerateApi(
+            services,
+            self._traffic,
+            self._admission,
+            overload_status=settings.overload_status,
+            keep_alive_s=settings.sse_keep_alive_s,
+        )
         self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
         self._router_factory: RouterFactory | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -135,11 +145,19 @@ class Frontend:
         status = StatusApi(
             self._catalog, self._context.health, self._metrics, lambda: self._state.state is not HealthState.READY
         )
+        anthropic = AnthropicApi(self._api, overload_status=self._settings.overload_status)
+        responses = ResponsesApi(self._api)
         table = {
             "/v1/chat/completions": Route({"POST": self._api.chat}),
             "/v1/completions": Route({"POST": self._api.completions}),
+            "/v1/messages": Route({"POST": anthropic.messages}),
+            "/v1/messages/count_tokens": Route({"POST": anthropic.count_tokens}),
+            "/v1/responses": Route({"POST": responses.responses}),
+            "/v1/responses/input_tokens": Route({"POST": responses.input_tokens}),
+            "/v1/embeddings": Route({"POST": EmbeddingsApi(self._api).embeddings}),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
+            "/openapi.json": Route({"GET": openapi}),
             "/health": Route({"GET": status.health}),
             "/live": Route({"GET": status.live}),
             "/ready": Route({"GET": status.ready}),

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 _METASPACE = "\u2581"
 
 
@@ -55,7 +56,7 @@ class ByteDetokenizer:
 
     def __init__(self, table: ByteTable, *, skip_special_tokens: bool) -> None:
         self._pieces = table.visible if skip_special_tokens else table.pieces
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decode = _Utf8Decoder("replace").decode
         self._strip = table.strips_first_space
 
     def push(self, token_ids: Sequence[int]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dynamo_core.enums import ModelType
 from dynamo_core.errors import CancelledRequestError, DynamoError, InvalidRequestError
+from dynamo_core.requests import Usage
 from dynamo_frontend._admission import Admission
 from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._generation import Generation, GenerationServices
@@ -18,6 +20,7 @@ from dynamo_frontend._openai.logprobs import LogprobFormat
 from dynamo_frontend._openai.options import check_ranges
 from dynamo_frontend._openai.stream import ChatStream, CompletionStream, ReplyHead, StreamUsage
 from dynamo_frontend._openai.whole import ChatWhole, CompletionWhole
+from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._plan import GeneratePlan, plan_chat, plan_completion
 from dynamo_frontend._reply import ChoiceText, Reply, ReplyWriter
 from dynamo_frontend._request_id import request_id_of
@@ -30,6 +33,21 @@ _CHAT = BodyDecoder(ChatRequest)
 _COMPLETION = BodyDecoder(CompletionRequest)
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyForm:
+    """How an API shows replies.
+
+    Attributes:
+        endpoint: Name for metrics.
+        id_prefix: What reply ids begin with.
+        writer: Makes the writer of a reply.
+    """
+
+    endpoint: str
+    id_prefix: str
+    writer: WriterFactory
+
+
 class GenerateApi:
     """Answers chat and text completions.
 
@@ -37,33 +55,58 @@ class GenerateApi:
         services: What generations use.
         traffic: Where traffic is summed.
         overload_status: Status when all workers are busy.
+        keep_alive_s: Seconds of silence after which a stream sends a sign of life; 0 for never.
         admission: Decides who may come in.
     """
 
     def __init__(
-        self, services: GenerationServices, traffic: TrafficLog, admission: Admission, *, overload_status: int
+        self,
+        services: GenerationServices,
+        traffic: TrafficLog,
+        admission: Admission,
+        *,
+        overload_status: int,
+        keep_alive_s: float = 0.0,
     ) -> None:
-        self._services = services
+        self.services = services
         self._traffic = traffic
         self._overload_status = overload_status
+        self._keep_alive_s = keep_alive_s
         self._admission = admission
 
     async def chat(self, request: HttpRequest, response: HttpResponse) -> None:
         """``POST /v1/chat/completions``."""
         fields: ChatRequest = _CHAT.decode(request.body)
-        model = self._find(fields, ModelType.CHAT)
-        await self._serve(fields, model, plan_chat, request, response, ("chat_completions", "chatcmpl", _chat_writer))
+        model = self.find(fields, ModelType.CHAT)
+        await self.serve(
+            fields, model, plan_chat, request, response, ReplyForm("chat_completions", "chatcmpl-", _chat_writer)
+        )
 
     async def completions(self, request: HttpRequest, response: HttpResponse) -> None:
         """``POST /v1/completions``."""
         fields: CompletionRequest = _COMPLETION.decode(request.body)
-        model = self._find(fields, ModelType.COMPLETIONS)
-        form = ("completions", "cmpl", _completion_writer)
-        await self._serve(fields, model, plan_completion, request, response, form)
+        model = self.find(fields, ModelType.COMPLETIONS)
+        form = ReplyForm("completions", "cmpl-", _completion_writer)
+        await self.serve(fields, model, plan_completion, request, response, form)
 
-    def _find(self, fields: CommonFields, kind: ModelType) -> ServedModel:
+    def find(self, fields: CommonFields, kind: ModelType) -> ServedModel:
+        """Return the model of a request whose numbers are within the API's limits.
+
+        Raises:
+            InvalidRequestError: for a number out of its limits, or an API that the model does not answer.
+            NotFoundError, UnavailableError: as ``Catalog.find``.
+        """
         check_ranges(fields)
-        model = self._services.catalog.find(fields.model)
+        return self.find_model(fields.model, kind)
+
+    def find_model(self, name: str, kind: ModelType) -> ServedModel:
+        """Return a ready model that answers an API.
+
+        Raises:
+            InvalidRequestError: if it does not answer this one.
+            NotFoundError, UnavailableError: as ``Catalog.find``.
+        """
+        model = self.services.catalog.find(name)
         if kind not in model.card.model_types:
             offered = ", ".join(sorted(item.value for item in model.card.model_types))
             raise InvalidRequestError(
@@ -71,20 +114,32 @@ class GenerateApi:
             )
         return model
 
-    async def _serve(
+    def admit(self, model: ServedModel) -> None:
+        """Refuse a request that could only wait.
+
+        Raises:
+            CapacityExhaustedError: as ``Admission.check``.
+        """
+        self._admission.check(model)
+
+    async def serve(
         self,
         fields: F,
         model: ServedModel,
         planner: Callable[[F, ServedModel], Awaitable[GeneratePlan]],
         request: HttpRequest,
         response: HttpResponse,
-        form: tuple[str, str, WriterFactory],
+        form: ReplyForm,
     ) -> None:
-        endpoint, prefix, make_writer = form
-        observation = self._observe(model, endpoint, stream=bool(fields.stream))
+        """Plan a request and start its reply, which then flows by itself.
+
+        Raises:
+            DynamoError: if it cannot be planned or is not admitted; later failures are the reply's.
+        """
+        observation = self.observe(model, form.endpoint, stream=bool(fields.stream))
         request_id = request_id_of(request)
         try:
-            self._admission.check(model)
+            self.admit(model)
             plan = await planner(fields, model)
             requests = plan.requests(request_id, request.headers)
         except DynamoError as error:
@@ -94,28 +149,30 @@ class GenerateApi:
             observation.end((), CancelledRequestError("The client left."))
             raise
         head = ReplyHead(
-            f"{prefix}-{request_id}",
-            int(self._services.clock.time()),
+            form.id_prefix + request_id,
+            int(self.services.clock.time()),
             fields.model,
             headers=lambda: _reply_headers(request_id, reply),
             overload_status=self._overload_status,
+            keep_alive_s=self._keep_alive_s,
         )
         usage = _stream_usage(fields, lambda: reply.usage)
-        writer = make_writer(response, plan, head, usage)
+        writer = form.writer(response, plan, head, usage)
         reply = Reply(_choice_texts(plan), writer, lambda error: self._over(observation, reply, error))
         for index, item in enumerate(requests):
             sink = reply.sink(index, plan.choices_per_prompt)
-            reply.generations.append(Generation(model, item, sink, self._services))
+            reply.generations.append(Generation(model, item, sink, self.services))
         self._admission.enter()
         response.on_disconnect(lambda: reply.cancel(CancelledRequestError("The client left.")))
         response.on_drain(reply.resume)
         await reply.start()
 
-    def _observe(self, model: ServedModel, endpoint: str, *, stream: bool) -> Observation:
+    def observe(self, model: ServedModel, endpoint: str, *, stream: bool) -> Observation:
+        """Count a request in."""
         return Observation(
-            self._services.metrics,
+            self.services.metrics,
             self._traffic,
-            self._services.clock,
+            self.services.clock,
             model=model.name,
             endpoint=endpoint,
             stream=stream,
@@ -135,29 +192,39 @@ def _reply_headers(request_id: str, reply: Reply) -> dict[str, str]:
     return headers
 
 
-def _stream_usage(fields: CommonFields, current: Callable[[], object]) -> StreamUsage:
+def _stream_usage(fields: CommonFields, current: Callable[[], Usage]) -> StreamUsage:
     options = fields.stream_options
     if options is None:
-        return StreamUsage()
-    return StreamUsage(options.include_usage, options.continuous_usage_stats, current)  # pyright: ignore[reportArgumentType] - a reply's usage
+        return StreamUsage(current=current)
+    return StreamUsage(options.include_usage, options.continuous_usage_stats, current)
 
 
 def _choice_texts(plan: GeneratePlan) -> list[ChoiceText]:
+    return [_choice_text(plan) for _ in range(len(plan.prompts) * plan.choices_per_prompt)]
+
+
+def _choice_text(plan: GeneratePlan) -> ChoiceText:
     fields = plan.fields
+    text = plan.model.text
+    parser = _parser(plan)
     skip = True if fields.skip_special_tokens is None else fields.skip_special_tokens
+    if parser is not None and parser.needs_special_tokens:
+        skip = False
     given = [fields.stop] if isinstance(fields.stop, str) else (fields.stop or [])
     stops = [item for item in given if isinstance(item, str)]
-    text = plan.model.text
-    return [
-        ChoiceText(
-            text.detokenizers.create(skip_special_tokens=skip),
-            StopMatcher(stops, include=bool(fields.include_stop_str_in_output)) if stops else None,
-            text.parser(tools=plan.tools) if plan.chat else None,
-            min_tokens=fields.min_tokens or 0,
-            single_call=plan.single_call,
-        )
-        for _ in range(len(plan.prompts) * plan.choices_per_prompt)
-    ]
+    return ChoiceText(
+        text.detokenizers.create(skip_special_tokens=skip),
+        StopMatcher(stops, include=bool(fields.include_stop_str_in_output)) if stops else None,
+        parser,
+        min_tokens=fields.min_tokens or 0,
+        single_call=plan.single_call,
+    )
+
+
+def _parser(plan: GeneratePlan) -> OutputParser | None:
+    if plan.forced_parser is not None:
+        return plan.forced_parser()
+    return plan.model.text.parser(plan.tools, reasoning_open=plan.reasoning_open) if plan.chat else None
 
 
 def _logprob_format(plan: GeneratePlan) -> LogprobFormat | None:

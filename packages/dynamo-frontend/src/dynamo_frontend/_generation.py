@@ -151,6 +151,7 @@ class Generation:
         if self._task is not None:
             self._task.cancel()
         self._stop_call(FinishReason.CANCELLED, "request.cancelled")
+        self._drop_attempt()
 
     def resume(self) -> None:
         """The client has caught up: grant what was held back."""
@@ -220,14 +221,14 @@ class Generation:
             deadline_s=self._services.deadline_s,
             headers=trace_headers(),
             credit_items=DEFAULT_CREDIT_ITEMS,
-            schema=GENERATE_REQUEST.schema,
+            schema=self._model.card.endpoint_types.request,
         )
         payload = GENERATE_REQUEST.encode(request)
         call = await self._services.plane.open(address, self._model.endpoint, payload, attempt, options)
-        attempt.call = call
         if self.over or attempt is not self._attempt:
             call.cancel(kill=True)
         else:
+            attempt.call = call
             self.resume()
 
     def _take_chunk(self, attempt: _Attempt, chunk: GenerateChunk) -> None:
@@ -291,8 +292,8 @@ class Generation:
         if attempt is not None and attempt.call is not None and reason is FinishReason.STOP:
             attempt.call.cancel()
         self._release(reason, "")
+        self._drop_attempt()
         self._sink.done(self.usage)
-        self._sink.flush()
 
     # --- losses
 
@@ -300,7 +301,7 @@ class Generation:
         """Go on elsewhere, or give up."""
         attempt = self._attempt
         self._stop_call(FinishReason.ERROR, error.reason)
-        self._attempt = None
+        self._drop_attempt()
         if self._finish_exhausted():
             return
         if not self._may_continue(error):
@@ -359,6 +360,12 @@ class Generation:
     def _report_failure(self, error: DynamoError) -> None:
         self.timing.ended_s = self._services.clock.monotonic()
         self._sink.failed(error)
+
+    def _drop_attempt(self) -> None:
+        """Let go of the call, which holds its receiver: a circle that only the garbage collector would find."""
+        if self._attempt is not None:
+            self._attempt.call = None
+            self._attempt = None
 
     def _stop_call(self, reason: FinishReason, error_reason: str) -> None:
         attempt = self._attempt

@@ -14,8 +14,16 @@ from dynamo_core.errors import ConfigurationError
 from dynamo_core.parsing import ParserContext, ParserFactory
 from dynamo_core.requests import SamplingOptions
 from dynamo_frontend._detokenize import DetokenizerFactory
-from dynamo_frontend._parsers.chain import ParserChain, load_reasoning_parser, load_tool_parser
-from dynamo_frontend._parsers.contract import OutputParser
+from dynamo_frontend._parsers.chain import (
+    NO_PARSER,
+    ParserChain,
+    load_family,
+    load_reasoning_parser,
+    load_tool_parser,
+    prompt_leaves_reasoning_open,
+)
+from dynamo_frontend._parsers.contract import OutputParser, Tools
+from dynamo_frontend._parsers.detect import detect_reasoning_parser, detect_tool_parser
 from dynamo_frontend._settings import FrontendSettings
 from dynamo_frontend._template import ChatTemplate
 from dynamo_frontend._tokenize import TextTokenizer, TokenCache, load_tokenizer
@@ -47,6 +55,8 @@ class ModelText:
         self.sampling = sampling
         self.tool_parser = ""
         self.reasoning_parser = ""
+        added = tokenizer.spec.get("added_tokens", ())
+        self._special_texts = frozenset(str(token["content"]) for token in added if token.get("special"))
         self._tools: ParserFactory | None = None
         self._reasoning: ParserFactory | None = None
 
@@ -61,12 +71,26 @@ class ModelText:
         self.tool_parser = tools
         self.reasoning_parser = reasoning
 
-    def parser(self, *, tools: bool, context: ParserContext | None = None) -> OutputParser | None:
-        """Return the parsers of one choice, or None if its text needs none."""
-        context = context or ParserContext()
+    def reasoning_open(self, prompt: str) -> bool | None:
+        """Return whether a prompt leaves the reasoning open; None if it does not say."""
+        return prompt_leaves_reasoning_open(load_family(self.reasoning_parser), prompt) if self._reasoning else None
+
+    def parser(self, tools: Tools, *, reasoning_open: bool | None = None) -> OutputParser | None:
+        """Return the parsers of one choice, or None if its text needs none.
+
+        Args:
+            tools: Tools whose calls to find.
+            reasoning_open: What the prompt says of the reasoning.
+        """
+        functions = [tool["function"] for tool in tools]
+        context = ParserContext({item["name"]: item.get("parameters") or {} for item in functions}, reasoning_open)
         tool_parser = self._tools(context) if tools and self._tools is not None else None
         reasoning = self._reasoning(context) if self._reasoning is not None else None
-        return ParserChain(reasoning, tool_parser) if tool_parser or reasoning else None
+        if tool_parser is None and reasoning is None:
+            return None
+        names = ([self.tool_parser] if tool_parser else []) + ([self.reasoning_parser] if reasoning else [])
+        special = any(not load_family(name).markers.isdisjoint(self._special_texts) for name in names)
+        return ParserChain(reasoning, tool_parser, needs_special_tokens=special)
 
 
 async def load_model_text(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> ModelText:
@@ -75,15 +99,21 @@ async def load_model_text(card: ModelCard, settings: FrontendSettings, cache: To
     Raises:
         ConfigurationError: naming the file that is missing or damaged.
     """
-    text = await asyncio.to_thread(_load, card, settings, cache, clock)
-    text.use_parsers(
-        tools=settings.tool_call_parser or card.runtime_config.tool_call_parser or "",
-        reasoning=settings.reasoning_parser or card.runtime_config.reasoning_parser or "",
-    )
+    text, source = await asyncio.to_thread(_load, card, settings, cache, clock)
+    tools = settings.tool_call_parser or card.runtime_config.tool_call_parser or detect_tool_parser(source)
+    reasoning = settings.reasoning_parser or card.runtime_config.reasoning_parser
+    if not reasoning:
+        added = {str(token["content"]) for token in text.tokenizer.spec.get("added_tokens", ())}
+        reasoning = detect_reasoning_parser(source, added)
+    text.use_parsers(tools=_unless_none(tools), reasoning=_unless_none(reasoning))
     return text
 
 
-def _load(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> ModelText:
+def _unless_none(name: str) -> str:
+    return "" if name == NO_PARSER else name
+
+
+def _load(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> tuple[ModelText, str]:
     path = model_file(card, "tokenizer")
     if path is None:
         raise ConfigurationError(
@@ -93,7 +123,8 @@ def _load(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock:
     config = _read_json(model_file(card, "tokenizer_config"))
     source = _template_source(card, config)
     template = ChatTemplate(source, _special_tokens(config), clock) if source else None
-    return ModelText(tokenizer, template, _default_sampling(_read_json(model_file(card, "generation_config"))))
+    sampling = _default_sampling(_read_json(model_file(card, "generation_config")))
+    return ModelText(tokenizer, template, sampling), source
 
 
 def model_file(card: ModelCard, name: str) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from dynamo_frontend._openai.options import (
     sampling_options,
     stop_conditions,
 )
+from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._tools import chosen_tools, response_constraint
 
 MAX_PROMPTS = 128
@@ -36,7 +37,9 @@ class GeneratePlan:
         logprobs: Alternatives to show for each token; None without log-probabilities.
         guided: Constraint on the output.
         chat: Whether output is parsed for reasoning.
-        tools: Whether output is parsed for tool calls.
+        tools: Tools whose calls the output is parsed for.
+        reasoning_open: Whether the prompt leaves the reasoning open; None if it does not say.
+        forced_parser: Makes the parser of an output that is constrained to calls.
         single_call: Whether a choice ends after its first tool call.
         echoes: For each choice the prompt text it begins with; empty without ``echo``.
     """
@@ -48,7 +51,9 @@ class GeneratePlan:
     logprobs: int | None = None
     guided: GuidedDecoding | None = None
     chat: bool = False
-    tools: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    reasoning_open: bool | None = None
+    forced_parser: Callable[[], OutputParser] | None = None
     single_call: bool = False
     echoes: Sequence[str] = ()
 
@@ -117,9 +122,12 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         raise InvalidRequestError("Give max_tokens or max_completion_tokens, not both.", param="max_tokens")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
-    tools = chosen_tools(fields, model)
-    guided = response_constraint(fields, guided_decoding(fields, model.card.capabilities), model.card.capabilities)
-    text = _render(fields, model, tools)
+    capabilities = model.card.capabilities
+    plan = chosen_tools(fields, model)
+    guided = response_constraint(fields, guided_decoding(fields, capabilities), capabilities)
+    if guided is not None and plan.guided is not None:
+        raise InvalidRequestError("tool_choice and another constraint contradict each other.", param="tool_choice")
+    text = _render(fields, model, plan.tools)
     prompt = await model.text.tokenizer.encode(text, add_special_tokens=False)
     return GeneratePlan(
         fields,
@@ -127,9 +135,11 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         [prompt],
         fields.max_completion_tokens or fields.max_tokens,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
-        guided=guided,
+        guided=guided or plan.guided,
         chat=True,
-        tools=bool(tools),
+        tools=plan.tools,
+        reasoning_open=model.text.reasoning_open(text),
+        forced_parser=plan.parser,
         single_call=fields.parallel_tool_calls is False,
     )
 
@@ -144,13 +154,13 @@ async def plan_completion(fields: CompletionRequest, model: ServedModel) -> Gene
         raise InvalidRequestError("best_of other than n is not offered; remove it.", param="best_of")
     if fields.echo and fields.logprobs is not None:
         raise InvalidRequestError("echo together with logprobs is not offered; leave one out.", param="echo")
-    given = _prompt_list(fields.prompt)
+    given = _prompt_list(fields.prompt, "prompt", MAX_PROMPTS)
     if len(given) * (fields.n or 1) > MAX_CHOICES:
         raise InvalidRequestError(
             f"{len(given)} prompts with n={fields.n or 1} make more than {MAX_CHOICES} choices; send fewer.",
             param="prompt",
         )
-    prompts = [await _encode(prompt, model, index) for index, prompt in enumerate(given)]
+    prompts = [await _encode(prompt, model, f"prompt[{index}]") for index, prompt in enumerate(given)]
     echoes: list[str] = []
     if fields.echo:
         for prompt, packed in zip(given, prompts, strict=True):
@@ -166,7 +176,7 @@ async def plan_completion(fields: CompletionRequest, model: ServedModel) -> Gene
     )
 
 
-def _render(fields: ChatRequest, model: ServedModel, tools: list[dict[str, Any]] | None) -> str:
+def _render(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, Any]]) -> str:
     assert model.text.template is not None
     if fields.chat_template_kwargs is not None and fields.chat_template_args is not None:
         raise InvalidRequestError(
@@ -190,20 +200,30 @@ def _render(fields: ChatRequest, model: ServedModel, tools: list[dict[str, Any]]
     )
 
 
-def _prompt_list(prompt: str | list[Any]) -> list[str | list[int]]:
+async def encode_prompts(given: str | list[Any], model: ServedModel, *, param: str, limit: int) -> list[PackedTokens]:
+    """Return the token ids of a field that takes text, token ids, or a list of either.
+
+    Raises:
+        InvalidRequestError: naming the field, if it is empty, too long, or of another form.
+    """
+    prompts = _prompt_list(given, param, limit)
+    return [await _encode(prompt, model, f"{param}[{index}]") for index, prompt in enumerate(prompts)]
+
+
+def _prompt_list(prompt: str | list[Any], param: str, limit: int) -> list[str | list[int]]:
     """Return the prompts of the four forms that the field takes."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise InvalidRequestError("prompt is empty; send text or token ids.", param="prompt")
+        raise InvalidRequestError(f"{param} is empty; send text or token ids.", param=param)
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         return [cast("list[int]", prompt)]
-    if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequestError(f"prompt has {len(prompt)} entries; send at most {MAX_PROMPTS}.", param="prompt")
+    if len(prompt) > limit:
+        raise InvalidRequestError(f"{param} has {len(prompt)} entries; send at most {limit}.", param=param)
     if all(isinstance(item, str) for item in prompt) or all(_is_token_list(item) for item in prompt):
         return cast("list[str | list[int]]", prompt)
     raise InvalidRequestError(
-        "prompt must be text, a list of texts, a list of token ids, or a list of such lists.", param="prompt"
+        f"{param} must be text, a list of texts, a list of token ids, or a list of such lists.", param=param
     )
 
 
@@ -213,14 +233,14 @@ def _is_token_list(item: Any) -> bool:
     )
 
 
-async def _encode(prompt: str | list[int], model: ServedModel, index: int) -> PackedTokens:
+async def _encode(prompt: str | list[int], model: ServedModel, where: str) -> PackedTokens:
     if isinstance(prompt, str):
         return await model.text.tokenizer.encode(prompt, add_special_tokens=True)
     size = model.text.tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)
     for token in prompt:
         if not 0 <= token < size:
             raise InvalidRequestError(
-                f"prompt[{index}] has token id {token}; this model's are 0 to {size - 1}.", param="prompt"
+                f"{where} has token id {token}; this model's are 0 to {size - 1}.", param=where.partition("[")[0]
             )
     return pack_tokens(prompt)
 

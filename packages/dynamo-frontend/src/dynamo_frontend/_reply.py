@@ -31,8 +31,8 @@ class ReplyWriter(Protocol):
         """Add a tool call; ``index`` counts a choice's calls."""
         ...
 
-    def finish(self, choice: int, reason: str) -> None:
-        """End a choice: ``stop``, ``length``, ``tool_calls`` or ``content_filter``."""
+    def finish(self, choice: int, reason: str, stop: str | None) -> None:
+        """End a choice: ``stop`` (with the stop string, if any), ``length``, ``tool_calls`` or ``content_filter``."""
         ...
 
     def flush(self) -> None:
@@ -107,6 +107,11 @@ class ChoiceText:
         rest = self._matcher.push(self._detokenizer.finish())
         return rest if self._matcher.matched is not None else rest + self._matcher.finish()
 
+    @property
+    def stop(self) -> str | None:
+        """Stop string that ended the choice, if one did."""
+        return self._matcher.matched if self._matcher is not None else None
+
     def count_call(self) -> int:
         """Return the index of a further tool call."""
         self.calls += 1
@@ -116,6 +121,40 @@ class ChoiceText:
     def wants_no_more(self) -> bool:
         """Whether the choice is to end after the call it has made."""
         return self._single_call and self.calls > 0
+
+
+class _SilentWriter:
+    """Writer of a reply that is over."""
+
+    writable = True
+
+    def text(self, choice: int, text: str, logprobs: Sequence[TokenLogprob]) -> None:
+        """Drop it."""
+
+    def reasoning(self, choice: int, text: str) -> None:
+        """Drop it."""
+
+    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
+        """Drop it."""
+
+    def finish(self, choice: int, reason: str, stop: str | None) -> None:
+        """Drop it."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def done(self, usage: Usage) -> None:
+        """Drop it."""
+
+    def failed(self, error: DynamoError) -> None:
+        """Drop it."""
+
+
+_SILENT = _SilentWriter()
+
+
+def _nothing(error: DynamoError | None) -> None:
+    """Be called once more to no effect."""
 
 
 class PromptSink:
@@ -163,7 +202,7 @@ class Reply:
     def __init__(
         self, choices: list[ChoiceText], writer: ReplyWriter, on_over: Callable[[DynamoError | None], None]
     ) -> None:
-        self.writer = writer
+        self.writer: ReplyWriter = writer
         self.generations: list[Generation] = []
         self.over = False
         self._choices = choices
@@ -215,7 +254,7 @@ class Reply:
             if not state.wants_no_more:
                 self._write_parsed(choice, state.parser.finish(), ())
         name = _FINISH_NAMES.get(reason, "stop")
-        self.writer.finish(choice, "tool_calls" if state.calls and name == "stop" else name)
+        self.writer.finish(choice, "tool_calls" if state.calls and name == "stop" else name, state.stop)
 
     def flush(self) -> None:
         """Send what has been written."""
@@ -228,7 +267,7 @@ class Reply:
         if self._done_prompts == len(self.generations) and not self.over:
             self.over = True
             self.writer.done(self.usage)
-            self._on_over(None)
+            self._end(None)
 
     def fail(self, error: DynamoError) -> None:
         """End everything with an error. Idempotent."""
@@ -238,7 +277,7 @@ class Reply:
         for generation in self.generations:
             generation.cancel()
         self.writer.failed(error)
-        self._on_over(error)
+        self._end(error)
 
     def cancel(self, error: DynamoError) -> None:
         """The client left: stop all workers at once, write nothing. Idempotent."""
@@ -247,7 +286,7 @@ class Reply:
         self.over = True
         for generation in self.generations:
             generation.cancel()
-        self._on_over(error)
+        self._end(error)
 
     def resume(self) -> None:
         """The client has caught up."""
@@ -264,6 +303,16 @@ class Reply:
             sum(part.cached_tokens for part in parts),
             sum(part.reasoning_tokens for part in parts),
         )
+
+    def _end(self, error: DynamoError | None) -> None:
+        """Tell of the end, and take apart what refers to each other.
+
+        A reply, its writer and its generations form circles; left whole, each would wait for the garbage collector.
+        """
+        on_over, self._on_over = self._on_over, _nothing
+        on_over(error)
+        self.generations = []
+        self.writer = _SILENT
 
     def _write_parsed(self, choice: int, deltas: Sequence[ParsedDelta], logprobs: Sequence[TokenLogprob]) -> None:
         state = self._choices[choice]

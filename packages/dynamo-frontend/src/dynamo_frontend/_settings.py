@@ -48,8 +48,14 @@ class FrontendSettings(HttpSettings):
     migration_limit: int = Field(
         default=3, ge=0, le=16, description="Times a request may continue on another worker; 0 turns it off"
     )
-    tool_call_parser: str = Field(default="", description="Tool-call parser in place of the one the worker names")
-    reasoning_parser: str = Field(default="", description="Reasoning parser in place of the one the worker names")
+    tool_call_parser: str = Field(
+        default="",
+        description="Tool-call parser in place of the one the worker names or the template shows; `none` for no parser",
+    )
+    reasoning_parser: str = Field(
+        default="",
+        description="Reasoning parser in place of the one the worker names or the vocabulary shows; `none` for none",
+    )
     tokenizer_cache_mb: int = Field(default=64, ge=0, description="Memory for cached tokenised text; 0 turns it off")
     tokenize_inline_chars: int = Field(
         default=8192, ge=0, description="Longer uncached text is tokenised on a thread, off the event loop"
@@ -66,6 +72,11 @@ class FrontendSettings(HttpSettings):
         default=None, ge=1, description="Uncomputed prompt tokens above which a worker is busy; unset: never"
     )
     overload_status: int = Field(default=529, ge=400, le=599, description="HTTP status when all workers are busy")
+    sse_keep_alive_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Silence after which a stream sends a comment; 0 for never. It commits status 200",
+    )
     traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 
+import anthropic
 import openai
 import pytest
 
@@ -99,3 +100,27 @@ async def test_socket_is_bound_to_the_address_asked_for_only(client, stack):
     (bound,) = stack.frontend.server._server.sockets
     assert bound.family is socket.AF_INET
     assert bound.getsockname()[0] == "127.0.0.1"
+
+
+async def test_anthropic_messages(client, stack):
+    async with anthropic.AsyncAnthropic(base_url=stack.frontend.url, api_key="none", max_retries=0) as found:
+        message = await found.messages.create(model="tiny", max_tokens=50, messages=MESSAGES)
+        assert message.content[0].text == TEXT
+        async with found.messages.stream(model="tiny", max_tokens=50, messages=MESSAGES) as stream:
+            assert "".join([text async for text in stream.text_stream]) == TEXT
+            final = await stream.get_final_message()
+        assert final.stop_reason == "end_turn"
+        counted = await found.messages.count_tokens(model="tiny", messages=MESSAGES)
+        assert counted.input_tokens > 5
+        with pytest.raises(anthropic.NotFoundError):
+            await found.messages.create(model="other", max_tokens=5, messages=MESSAGES)
+
+
+async def test_openai_responses(client):
+    reply = await client.responses.create(model="tiny", input="Hi")
+    assert reply.output_text == TEXT
+    async with client.responses.stream(model="tiny", input="Hi") as stream:
+        kinds = [event.type async for event in stream]
+        final = await stream.get_final_response()
+    assert final.output_text == TEXT
+    assert kinds[-1] == "response.completed"

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from dynamo_core.errors import BackendProtocolError, CapacityExhaustedError, UnavailableError
@@ -314,3 +315,65 @@ async def test_continue_final_message(stack):
         list(memoryview(stack.script.requests[0].token_ids).cast("I")), skip_special_tokens=False
     )
     assert prompt.endswith("<|im_start|>assistant\nThe begin")
+
+
+@pytest.fixture
+def guided(stack):
+    stack.card = msgspec.structs.replace(stack.card, capabilities=("guided_decoding",))
+    return stack
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("choice", "output"),
+    [
+        ("required", '[{"name": "get_weather", "arguments": {"city": "Oslo"}}]'),
+        ({"type": "function", "function": {"name": "get_weather"}}, '{"city": "Oslo"}'),
+    ],
+)
+async def test_forced_tool_choice_constrains_the_output(guided, choice, output, stream):
+    guided.say(output)
+    await guided.start()
+    reply = await guided.chat(tools=TOOLS, tool_choice=choice, stream=stream)
+    if stream:
+        calls = [c for e in reply.events[:-1] for ch in e["choices"] for c in ch["delta"].get("tool_calls", [])]
+        assert joined(reply) == ""
+    else:
+        calls = reply.json["choices"][0]["message"]["tool_calls"]
+    assert calls[0]["function"] == {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+    schema = guided.script.requests[0].sampling.guided.json
+    assert schema["type"] == ("array" if choice == "required" else "object")
+
+
+@pytest.mark.parametrize(
+    ("fields", "schema"),
+    [
+        ({"response_format": {"type": "json_object"}}, {"type": "object"}),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}, {"type": "array"}),
+        ({"guided_json": {"type": "string"}}, {"type": "string"}),
+        ({"response_format": {"type": "text"}}, None),
+    ],
+)
+async def test_response_format_reaches_the_engine(guided, fields, schema):
+    guided.say("{}")
+    await guided.start()
+    assert (await guided.chat(**fields)).status == 200
+    found = guided.script.requests[0].sampling.guided
+    assert (found.json if found else None) == schema
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "perhaps"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "required", "guided_regex": "a"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ],
+)
+async def test_contradicting_constraints_are_named(guided, fields, param):
+    await guided.start()
+    reply = await guided.chat(**fields)
+    assert (reply.status, reply.json["error"]["param"]) == (400, param)

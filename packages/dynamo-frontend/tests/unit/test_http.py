@@ -1,6 +1,7 @@
 """The HTTP server: framing, order, limits, back-pressure and shutdown, without a socket where none is needed."""
 
 import asyncio
+import itertools
 import json
 
 import pytest
@@ -307,6 +308,27 @@ async def test_running_responses_have_no_time_limit_but_stalled_readers_do(harne
     await harness.clock.advance(61)
     assert transport.aborted
     assert left == [True]
+    await harness.server.stop()
+
+
+async def test_quiet_streams_can_send_a_sign_of_life(harness, request_bytes):
+    await harness.server.start("127.0.0.1", 0)
+    transport = harness.connect()
+    transport.protocol.data_received(request_bytes("GET", "/hold"))
+    response = harness.held[0]
+    signs = []
+    response.on_quiet(5, lambda: signs.append(harness.clock.now))
+    response.start(200, "text/event-stream")
+    for second in range(20):
+        await harness.clock.advance(1)
+        if second == 8:
+            response.write(b"data: x\n\n")
+            await asyncio.sleep(0)
+    assert len(signs) >= 2
+    assert all(later - earlier >= 5 for earlier, later in itertools.pairwise(signs))
+    response.end()
+    await harness.clock.advance(10)
+    assert len(signs) == len(set(signs)) < 5
     await harness.server.stop()
 
 

@@ -13,10 +13,21 @@ from dynamo_core.settings import DynamoSettings
 
 
 class OffloadPolicy(enum.Enum):
-    """When a device block is copied to the host tier."""
+    """When a block is copied to the tier below: as soon as it is there, once it was used twice, or when it goes.
+
+    What was used twice goes down when it is complete a second time (device) or evicted (other tiers).
+    """
 
     REGISTER = "register"
+    SECOND_TOUCH = "second-touch"
     EVICT = "evict"
+
+
+class Admission(enum.Enum):
+    """Which blocks that tiers hold are offered to the engine."""
+
+    ALWAYS = "always"
+    COST = "cost"
 
 
 class KvbmSettings(DynamoSettings):
@@ -31,12 +42,54 @@ class KvbmSettings(DynamoSettings):
         description="Copy a block to the host when it is complete (register) or when the device reuses it (evict).",
     )
     eviction: str = Field("lru", description="Eviction order of the tiers: lru, arc, s3fifo or an installed plug-in.")
+    admission: Admission = Field(
+        Admission.COST,
+        description="Offer every block found (always), or none that takes longer to fetch than to compute (cost).",
+    )
+    model: str = Field(
+        "",
+        description="What computed the blocks, for example name and revision; blocks of others are refused. Needed by "
+        "tiers that outlive the process.",
+    )
+    write_queue_bytes: int = Field(
+        64 * 1024**2, ge=1, description="Memory of the queue before each lower tier; blocks that find it full are lost."
+    )
+    disk_dir: str = Field("", description="Folder of the disk tier, one for each worker; empty for none.")
+    disk_blocks: int = Field(0, ge=0, description="Blocks of the disk tier; wins over disk_bytes.")
+    disk_bytes: int = Field(4 * 1024**3, ge=0, description="Size of the disk tier, used if disk_blocks is 0.")
+    disk_offload: OffloadPolicy = Field(
+        OffloadPolicy.EVICT,
+        description="Write a block to disk when the host has it (register), when the host evicts it (evict), or then "
+        "but only if it was used twice (second-touch).",
+    )
 
     @model_validator(mode="after")
     def _has_room(self) -> KvbmSettings:
         if not self.host_blocks and not self.host_bytes:
             raise ValueError("host_blocks and host_bytes are both 0; give one of them, or leave the connector out")
+        if self.disk_dir and not self.disk_blocks and not self.disk_bytes:
+            raise ValueError("disk_blocks and disk_bytes are both 0; give one of them, or leave disk_dir out")
+        if self.disk_dir and not self.model:
+            raise ValueError("disk_dir needs model: a disk outlives the process, and KV of other weights is wrong")
+        if self.disk_blocks and not self.disk_dir:
+            raise ValueError("disk_blocks needs disk_dir, the folder of the disk tier")
         return self
+
+    def disk_capacity_blocks(self, block_bytes: int) -> int:
+        """Blocks of the disk tier for blocks of this size.
+
+        Raises:
+            ConfigurationError: if disk_bytes is less than one block.
+        """
+        return self.disk_blocks or _whole_blocks("disk_bytes", self.disk_bytes, block_bytes)
+
+    def queue_blocks(self, block_bytes: int) -> int:
+        """Blocks of a write queue for blocks of this size.
+
+        Raises:
+            ConfigurationError: if write_queue_bytes is less than one block.
+        """
+        return _whole_blocks("write_queue_bytes", self.write_queue_bytes, block_bytes)
 
     def host_capacity_blocks(self, block_bytes: int) -> int:
         """Blocks of the host tier for blocks of this size.
@@ -44,12 +97,13 @@ class KvbmSettings(DynamoSettings):
         Raises:
             ConfigurationError: if host_bytes is less than one block.
         """
-        blocks = self.host_blocks or self.host_bytes // block_bytes
-        if not blocks:
-            raise ConfigurationError(
-                f"host_bytes {self.host_bytes} holds no block of {block_bytes} bytes; give at least {block_bytes}"
-            )
-        return blocks
+        return self.host_blocks or _whole_blocks("host_bytes", self.host_bytes, block_bytes)
+
+
+def _whole_blocks(name: str, size: int, block_bytes: int) -> int:
+    if size < block_bytes:
+        raise ConfigurationError(f"{name} {size} holds no block of {block_bytes} bytes; give at least {block_bytes}")
+    return size // block_bytes
 
 
 def settings_from_options(options: Mapping[str, object]) -> KvbmSettings:

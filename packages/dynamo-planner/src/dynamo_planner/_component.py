@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from dynamo_core import plugins
 from dynamo_core.component import Component, ComponentContext
-from dynamo_core.planning import LoadPredictor, ScalingTarget
+from dynamo_core.planning import Planner, ScalingTarget
 from dynamo_core.settings import DynamoSettings
-from dynamo_planner._capacity import RateCapacity
+from dynamo_planner._build import create_planner
 from dynamo_planner._loop import PlannerLoop
 from dynamo_planner._metrics import PlannerMetrics
 from dynamo_planner._settings import PlannerSettings
 from dynamo_planner._sources.bus import BusSource
-from dynamo_planner._state import Limits, RatePlanner
 
 SHOWN_DECISIONS = 100
 
@@ -29,7 +27,7 @@ class PlannerComponent:
         context: The process.
         settings: Options.
         target: What is scaled.
-        predictor: Forecaster of the request rate.
+        planner: Decides.
     """
 
     name = "planner"
@@ -39,14 +37,14 @@ class PlannerComponent:
         context: ComponentContext,
         settings: PlannerSettings,
         target: ScalingTarget,
-        predictor: LoadPredictor,
+        planner: Planner,
     ) -> None:
         self._context = context
         self._target = target
         self._source = BusSource(context.event_bus, context.namespace, context.clock, settings.stale_after_s)
         self._loop = PlannerLoop(
             settings,
-            create_planner(settings, predictor),
+            planner,
             self._source,
             target,
             clock=context.clock,
@@ -81,16 +79,6 @@ class PlannerComponent:
         return {"decisions": [msgspec.to_builtins(decision) for decision in shown]}
 
 
-def create_planner(settings: PlannerSettings, predictor: LoadPredictor) -> RatePlanner:
-    """Return the pure planner that these settings describe."""
-    return RatePlanner(
-        settings.role,
-        predictor,
-        RateCapacity(settings.requests_per_replica_s, settings.utilization),
-        Limits(settings.min_replicas, settings.max_replicas, settings.scale_down_delay_s),
-    )
-
-
 class PlannerPlugin:
     """How ``dynamo planner`` builds the component."""
 
@@ -107,10 +95,8 @@ class PlannerPlugin:
         """
         (options,) = settings
         assert isinstance(options, PlannerSettings)
-        no_options: Mapping[str, Any] = {}
-        target = plugins.load("scaling_targets", options.target)(context, no_options)
-        predictor = plugins.load("load_predictors", options.load_predictor)()
-        return PlannerComponent(context, options, target, predictor)
+        target = plugins.load("scaling_targets", options.target)(context, options.target_options)
+        return PlannerComponent(context, options, target, create_planner(options))
 
 
 PLUGIN = PlannerPlugin()

@@ -29,5 +29,5 @@ class PlannerMetrics:
         self._decisions.labels(decision.reason).inc()
         for role, replicas in decision.replicas.items():
             self._desired.labels(role).set(replicas)
-        if (predicted := decision.values.get("predicted_requests_s")) is not None:
+        if (predicted := decision.values.get("predicted_requests_per_second")) is not None:
             self._predicted.set(predicted)

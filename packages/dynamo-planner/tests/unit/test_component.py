@@ -14,7 +14,7 @@ from dynamo_core.memory import MemoryDiscovery, MemoryEventBus, MemoryRequestPla
 from dynamo_core.planes import TRAFFIC, Publisher, Topic
 from dynamo_core.planning import PoolState, TrafficStats
 from dynamo_core.telemetry import Metrics
-from dynamo_planner import ConstantPredictor, PlannerSettings
+from dynamo_planner import ConstantPredictor, PlannerSettings, create_planner
 from dynamo_planner._component import PlannerComponent
 
 
@@ -78,7 +78,13 @@ class Rig:
 
     def __init__(self, **options: Any) -> None:
         settings = PlannerSettings(
-            requests_per_replica_s=10, utilization=1, interval_s=10, stale_after_s=30, scale_down_delay_s=20, **options
+            requests_per_replica_s=10,
+            utilization=1,
+            interval_s=10,
+            throughput_interval_s=10,
+            stale_after_s=30,
+            scale_down_delay_s=20,
+            **options,
         )
         self.clock = StepClock()
         self.bus = MemoryEventBus(clock=self.clock)
@@ -94,7 +100,8 @@ class Rig:
             clock=self.clock,
             spawn=self._spawn,
         )
-        self.component = PlannerComponent(self.context, settings, self.target, ConstantPredictor())
+        planner = create_planner(settings, ConstantPredictor)
+        self.component = PlannerComponent(self.context, settings, self.target, planner)
         self.publisher: Publisher | None = None
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
@@ -143,7 +150,7 @@ async def test_reports_of_one_window_add_up_to_a_rate_and_scale_the_target(rig: 
     await rig.tick()
     assert rig.target.asked == [{"worker": 3}]
     [decision] = await rig.decisions()
-    assert decision["values"]["rate_requests_s"] == 30.0
+    assert decision["values"]["observed_requests_per_second"] == 30.0
     assert decision["reason"] == "scale_up"
     assert rig.metrics.registry.get_sample_value("dynamo_planner_desired_replicas", {"role": "worker"}) == 3
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynamo_router._search import closed_depths
+
 
 class ActiveBlocks:
     """Reference counts of active blocks for every slot, with the usual count of one left implicit."""
@@ -22,16 +24,7 @@ class ActiveBlocks:
 
     def depths(self, hashes: Sequence[int], among: int = -1) -> list[tuple[int, int]]:
         """Return ``(leading active blocks, slots)`` for each distinct depth above zero."""
-        found: list[tuple[int, int]] = []
-        high = len(hashes)
-        alive = self._at(hashes, 0) & among if high else 0
-        low = 0
-        while alive:
-            low = self._last_with(hashes, low, high, alive)
-            after = self._at(hashes, low + 1) & alive if low + 1 < high else 0
-            found.append((low + 1, alive & ~after))
-            alive, low = after, low + 1
-        return found
+        return closed_depths(self._holders, hashes, among)
 
     def add(self, slot: int, hashes: Sequence[int]) -> int:
         """Count one request's chain of blocks in a slot; returns how many of them are new there."""
@@ -75,16 +68,3 @@ class ActiveBlocks:
         else:
             self._holders[key] = held & ~bit
         return 1
-
-    def _at(self, hashes: Sequence[int], position: int) -> int:
-        return self._holders.get(hashes[position], 0)
-
-    def _last_with(self, hashes: Sequence[int], low: int, high: int, alive: int) -> int:
-        """Return the last position at which every slot of ``alive``, which all hold ``low``, still holds."""
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if self._at(hashes, middle) & alive == alive:
-                low = middle
-            else:
-                high = middle
-        return low

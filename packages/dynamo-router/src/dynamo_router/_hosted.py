@@ -23,11 +23,15 @@ from dynamo_router._indexer import StreamState
 from dynamo_router._recovery import QUERY_ENDPOINT, Recovery
 from dynamo_router._router import KvRouter
 from dynamo_router._settings import RouterSettings
+from dynamo_router._truth import IndexMode
 from dynamo_router._watch import PrefixWatch
 
 _log = structlog.get_logger(__name__)
 UPKEEP_S = 1.0
 DEFAULT_BLOCK_SIZE = 16
+
+
+_TROUBLED = (StreamState.LIVE, StreamState.LOSSY, StreamState.REFUSED)
 
 
 def create_router(context: ComponentContext, scope: RouterScope) -> HostedRouter:
@@ -97,9 +101,10 @@ class HostedRouter(KvRouter):
         self._unsynced = 0
         self._synced = asyncio.Event()
         self._recovery = Recovery(
-            self.indexer,
-            context.request_plane,
-            self._queries.get,
+            self.apply_recovered,
+            self.indexer.abandon,
+            plane=context.request_plane,
+            find=self._queries.get,
             clock=context.clock,
             attempts=settings.recovery_attempts,
             timeout_s=settings.recovery_timeout_s,
@@ -151,6 +156,11 @@ class HostedRouter(KvRouter):
         self._recovery.cancel(worker)
         super().remove_worker(worker)
 
+    def on_distrust(self, worker: WorkerId) -> None:
+        """Ask a worker for its whole state, since the index of it has proved wrong."""
+        super().on_distrust(worker)
+        self._recovery.request(self.indexer.resync(worker))
+
     def health(self) -> Health:
         """Return whether it can choose, and what it does not know."""
         if not self._synced.is_set():
@@ -159,14 +169,17 @@ class HostedRouter(KvRouter):
             return Health(HealthState.DEGRADED, "; ".join(self._problems.values()))
         if not self.workers():
             return Health(HealthState.DEGRADED, "no worker is known")
-        bad = {
-            str(worker): stream.detail
-            for worker, stream in self.indexer.streams().items()
-            if stream.state in (StreamState.LOSSY, StreamState.REFUSED)
-        }
+        bad = [
+            f"{worker} is routed {mode.value}: {self.indexer.stream(worker).detail or self._doubt(worker)}"
+            for worker, mode in self.index_modes().items()
+            if mode is not IndexMode.EXACT and self.indexer.stream(worker).state in _TROUBLED
+        ]
         if bad:
-            return Health(HealthState.DEGRADED, "; ".join(f"{worker}: {detail}" for worker, detail in bad.items()))
+            return Health(HealthState.DEGRADED, "; ".join(bad))
         return Health(HealthState.READY)
+
+    def _doubt(self, worker: WorkerId) -> str:
+        return f"predictions agree with reports by {self.truth_of(worker):.2f}"
 
     @property
     def _health_name(self) -> str:

@@ -20,6 +20,7 @@ from dynamo_core.events import BlockRemoved, BlocksCleared, BlockStored, KvEvent
 from dynamo_core.ids import WorkerId
 from dynamo_core.tokens import SEED, chain_hashes, unpack_hashes
 from dynamo_router._bits import slots_of
+from dynamo_router._search import closed_depths
 from dynamo_router._shelf import Shelf
 
 TIERS = (Tier.DEVICE, Tier.HOST, Tier.DISK, Tier.EXTERNAL)
@@ -185,7 +186,7 @@ class BlockIndex:
         first = self._holders[0].get(hashes[0], 0) & among
         closed = first & ~self._open
         if closed:
-            self._bisect(hashes, closed, found.device)
+            found.device = closed_depths(self._holders[0], hashes, closed)
         if first != closed:
             self._walk(hashes, first & self._open, found.device)
         if any(self._holders[1:]):
@@ -212,28 +213,6 @@ class BlockIndex:
         return found
 
     # -- lookup ------------------------------------------------------------------------------------------------------
-
-    def _bisect(self, hashes: Sequence[int], alive: int, out: list[tuple[int, int]]) -> None:
-        get = self._holders[0].get
-        high = len(hashes)
-        last = alive if high == 1 else get(hashes[high - 1], 0) & alive
-        if last:
-            out.append((high, last))
-        # Each entry spans blocks low..high with different holders at its ends; a span of one is a cut point.
-        spans = [(0, alive, high - 1, last)] if last != alive else []
-        while spans:
-            low, at_low, high, at_high = spans.pop()
-            while high - low > 1:
-                middle = (low + high) >> 1
-                held = get(hashes[middle], 0) & at_low
-                if held == at_low:
-                    low = middle
-                elif held == at_high:
-                    high = middle
-                else:
-                    spans.append((middle, held, high, at_high))
-                    high, at_high = middle, held
-            out.append((high, at_low & ~at_high))
 
     def _walk(self, hashes: Sequence[int], alive: int, out: list[tuple[int, int]]) -> None:
         get = self._holders[0].get

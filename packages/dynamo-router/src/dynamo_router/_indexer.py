@@ -63,6 +63,8 @@ class Indexer:
         self.block_size = block_size
         self.recoverable = recoverable
         self.counts: Counter[str] = Counter()
+        # Slots whose index is the worker's truth, apart from what is on its way.
+        self.live = 0
         self._streams: dict[WorkerId, Stream] = {}
 
     def stream(self, worker: WorkerId) -> Stream:
@@ -83,7 +85,8 @@ class Indexer:
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker, its stream and what it held."""
-        self._streams.pop(worker, None)
+        if self._streams.pop(worker, None) is not None:
+            self.live &= ~(1 << self.index.slot(worker))
         self.index.remove_worker(worker)
 
     def apply(self, batch: KvEventBatch) -> KvEventQuery | None:
@@ -117,7 +120,7 @@ class Indexer:
             return None
         self._require_fit(batch, stream)
         held, stream.held = stream.held, deque()
-        stream.state, stream.detail = StreamState.LIVE, ""
+        self._enter(batch.worker, stream, StreamState.LIVE)
         if batch.full_dump:
             self._restore(batch, stream)
             return self._advance(batch.worker, stream, held)
@@ -140,7 +143,7 @@ class Indexer:
         stream = self._streams.get(worker)
         if stream is None or stream.state is not StreamState.RECOVERING:
             return
-        self._mark_lossy(stream, reason)
+        self._enter(worker, stream, StreamState.LOSSY, reason)
         while stream.held:
             self._apply_one(worker, stream, stream.held.popleft())
 
@@ -154,10 +157,11 @@ class Indexer:
             self.counts["refused"] += 1
             self.index.clear(batch.worker)
             stream.held.clear()
-            stream.state, stream.detail, stream.last_id = StreamState.REFUSED, error.message, None
+            stream.last_id = None
+            self._enter(batch.worker, stream, StreamState.REFUSED, error.message)
             raise
         if stream.state is StreamState.REFUSED:
-            stream.state, stream.detail = StreamState.UNKNOWN, ""
+            self._enter(batch.worker, stream, StreamState.UNKNOWN)
 
     def _require_block_size(self, batch: KvEventBatch) -> None:
         if batch.block_size not in (0, self.block_size):
@@ -173,7 +177,7 @@ class Indexer:
         for event in batch.events:
             self._count(event, self.index.apply(batch.worker, event))
         stream.last_id = max((event.event_id for event in batch.events), default=stream.last_id)
-        stream.state, stream.detail = StreamState.LIVE, ""
+        self._enter(batch.worker, stream, StreamState.LIVE)
         stream.held.clear()
         self.counts["dumps"] += 1
 
@@ -205,13 +209,14 @@ class Indexer:
             self.counts["held_overflow"] += 1
 
     def _gap(self, worker: WorkerId, stream: Stream, expected: int, event: KvEvent) -> KvEventQuery | None:
-        first = None if stream.last_id is None else expected
+        # What a lossy stream lacks is older than this gap, so only a dump makes it whole.
+        first = None if stream.last_id is None or stream.state is StreamState.LOSSY else expected
         self.counts["gaps"] += 1
         if self.recoverable:
             reason = f"events {expected}..{event.event_id - 1} are missing"
             return self._recover(worker, stream, first, reason, last=event.event_id - 1)
         if stream.last_id is not None:
-            self._mark_lossy(stream, f"events {expected}..{event.event_id - 1} were lost")
+            self._enter(worker, stream, StreamState.LOSSY, f"events {expected}..{event.event_id - 1} were lost")
         return None
 
     def _may_ask(self, worker: WorkerId) -> bool:
@@ -221,7 +226,7 @@ class Indexer:
     def _recover(
         self, worker: WorkerId, stream: Stream, first: int | None, reason: str, last: int | None = None
     ) -> KvEventQuery:
-        stream.state, stream.detail = StreamState.RECOVERING, reason
+        self._enter(worker, stream, StreamState.RECOVERING, reason)
         self.counts["recoveries"] += 1
         return KvEventQuery(worker, first, last if first is not None else None)
 
@@ -230,13 +235,19 @@ class Indexer:
         self._count(event, result)
         stream.last_id = event.event_id
         if result is Applied.UNKNOWN_PARENT:
-            self._mark_lossy(stream, f"event {event.event_id} names an unknown parent")
+            self._enter(worker, stream, StreamState.LOSSY, f"event {event.event_id} names an unknown parent")
         elif stream.state is StreamState.UNKNOWN or (type(event) is BlocksCleared and event.tier is None):
-            stream.state, stream.detail = StreamState.LIVE, ""
+            self._enter(worker, stream, StreamState.LIVE)
         return result
 
-    def _mark_lossy(self, stream: Stream, reason: str) -> None:
-        stream.state, stream.detail = StreamState.LOSSY, reason
+    def _enter(self, worker: WorkerId, stream: Stream, state: StreamState, detail: str = "") -> None:
+        stream.state, stream.detail = state, detail
+        bit = 1 << self.index.slot(worker)
+        if state is StreamState.LIVE:
+            self.live |= bit
+        elif state is not StreamState.RECOVERING:
+            # While a recovery runs, what was known before it is still the best there is.
+            self.live &= ~bit
 
     def _count(self, event: KvEvent, result: Applied) -> None:
         self.counts[result.value] += 1

@@ -6,10 +6,22 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from dynamo_core.errors import CapacityExhaustedError
 from dynamo_core.ids import ReservationId, WorkerId
 from dynamo_router._active import ActiveBlocks
 from dynamo_router._policy import Candidate
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """Prompt tokens that a request was expected to find cached, by each index; None from one that was not asked."""
+
+    exact: int | None = None
+    approximate: int | None = None
+
+
+NO_PREDICTION = Prediction()
 
 
 @dataclass(slots=True)
@@ -23,6 +35,7 @@ class Reservation:
         prompt_tokens: Length of its prompt.
         output_blocks: Blocks that its output has filled so far.
         touched_s: Monotonic time of its last progress.
+        prediction: What it was expected to find cached.
     """
 
     candidate: Candidate
@@ -31,6 +44,7 @@ class Reservation:
     prompt_tokens: int
     output_blocks: int
     touched_s: float
+    prediction: Prediction
 
 
 class LoadBook:
@@ -45,7 +59,7 @@ class LoadBook:
 
     def __init__(self, *, block_size: int, max_reservations: int, idle_s: float, track_output: bool = True) -> None:
         self.blocks = ActiveBlocks()
-        self._block_size = block_size
+        self.block_size = block_size
         self._max_reservations = max_reservations
         self._idle_s = idle_s
         self._track_output = track_output
@@ -68,7 +82,7 @@ class LoadBook:
                 reason="capacity.pool_exhausted",
             )
 
-    def book(
+    def book(  # noqa: PLR0913 - keyword-only facts of one request
         self,
         reservation: ReservationId,
         candidate: Candidate,
@@ -77,13 +91,14 @@ class LoadBook:
         prompt_tokens: int,
         uncached_tokens: int,
         now_s: float,
+        prediction: Prediction = NO_PREDICTION,
     ) -> None:
         """Add a request to a worker's load."""
         candidate.decode_blocks += self.blocks.add(candidate.slot, hashes)
         candidate.prefill_tokens += uncached_tokens
         candidate.prefill.add(reservation, uncached_tokens, now_s)
         candidate.active_requests += 1
-        self._booked[reservation] = Reservation(candidate, hashes, uncached_tokens, prompt_tokens, 0, now_s)
+        self._booked[reservation] = Reservation(candidate, hashes, uncached_tokens, prompt_tokens, 0, now_s, prediction)
 
     def first_token(self, reservation: ReservationId, now_s: float) -> None:
         """End a request's prefill load; unknown reservations are ignored."""
@@ -97,14 +112,14 @@ class LoadBook:
         booked = self._touch(reservation, now_s)
         if booked is None or not self._track_output:
             return
-        size = self._block_size
+        size = self.block_size
         filled = (booked.prompt_tokens + output_tokens) // size - booked.prompt_tokens // size
         grown = max(filled - booked.output_blocks, 0)
         booked.output_blocks += grown
         booked.candidate.decode_blocks += grown
 
-    def release(self, reservation: ReservationId, now_s: float) -> Candidate | None:
-        """Take a request out of its worker's load; returns the worker, or None if it was not booked."""
+    def release(self, reservation: ReservationId, now_s: float) -> Reservation | None:
+        """Take a request out of its worker's load; returns the booking, or None if there was none."""
         booked = self._booked.pop(reservation, None)
         if booked is None:
             return None
@@ -113,7 +128,7 @@ class LoadBook:
         self._end_prefill(booked)
         candidate.active_requests -= 1
         candidate.decode_blocks -= self.blocks.remove(candidate.slot, booked.hashes) + booked.output_blocks
-        return candidate
+        return booked
 
     def expire(self, now_s: float) -> list[ReservationId]:
         """Drop bookings without progress; returns which."""

@@ -78,9 +78,8 @@ class Pipeline:
         except DynamoError:
             raise
         except Exception as error:  # noqa: BLE001 - policies are third-party code; the request must not pay for them
-            self.failures += 1
+            self._note(self.policy, error)
             reason = f"fallback: policy {self.policy.name} failed: {type(error).__name__}: {error}"
-            _log.warning("policy_failed", policy=self.policy.name, error=repr(error), failures=self.failures)
             return self._run(self._fallback, query, candidates, reason)
 
     def explain(
@@ -92,7 +91,7 @@ class Pipeline:
         rejected: Mapping[int, str],
     ) -> tuple[CandidateScore, ...]:
         """Return every worker's inputs, terms and rejection; eligible ones first."""
-        terms = choice.policy.terms(query, candidates)
+        terms = self._terms(query, choice, candidates)
         scored = [
             CandidateScore(worker.worker, cost, worker.raw(), dict(parts))
             for worker, cost, parts in zip(candidates, choice.costs, terms, strict=True)
@@ -106,6 +105,24 @@ class Pipeline:
             if worker.slot not in kept
         ]
         return (*scored, *removed)
+
+    def confirm(self, query: Query, choice: Choice) -> None:
+        """Tell the policy that its choice was booked."""
+        try:
+            choice.policy.chosen(query, choice.candidate)
+        except Exception as error:  # noqa: BLE001 - as in choose
+            self._note(choice.policy, error)
+
+    def _terms(self, query: Query, choice: Choice, candidates: Sequence[Candidate]) -> Sequence[Mapping[str, float]]:
+        try:
+            return choice.policy.terms(query, candidates)
+        except Exception as error:  # noqa: BLE001 - as in choose
+            self._note(choice.policy, error)
+            return [{"unexplained": cost} for cost in choice.costs]
+
+    def _note(self, policy: Policy, error: Exception) -> None:
+        self.failures += 1
+        _log.warning("policy_failed", policy=policy.name, error=repr(error), failures=self.failures)
 
     def _run(self, policy: Policy, query: Query, candidates: Sequence[Candidate], reason: str) -> Choice:
         costs = policy.score(query, candidates)

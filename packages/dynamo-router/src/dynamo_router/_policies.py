@@ -16,14 +16,25 @@ class NoOptions(PolicyOptions, frozen=True):
 
 
 class SimplePolicy:
-    """A policy whose cost is one term and that picks the least."""
+    """A policy whose cost is one term and that picks the least.
+
+    Attributes:
+        name: Name for receipts.
+        term: Name of its one term.
+        needs_index: Whether it reads what candidates have cached.
+    """
 
     name = ""
     term = "load"
     needs_index = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options: PolicyOptions = read_options(NoOptions, self.name, options)
+        self._options = read_options(NoOptions, self.name, options)
+
+    @property
+    def options(self) -> PolicyOptions:
+        """Its options; none."""
+        return self._options
 
     def score(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[float]:
         """Return each candidate's cost; all are equal unless a policy says otherwise."""

@@ -35,7 +35,7 @@ class Query(msgspec.Struct, frozen=True):
         block_size: Tokens a block.
         hints: What the client asked for.
         phase: Which hop.
-        first_hash: Sequence hash of the first block, 0 if the prompt is shorter than a block.
+        hashes: Sequence hashes of those blocks.
         now_s: Monotonic time of the decision.
     """
 
@@ -44,7 +44,7 @@ class Query(msgspec.Struct, frozen=True):
     block_size: int
     hints: RoutingHints
     phase: RoutingPhase
-    first_hash: int
+    hashes: Sequence[int]
     now_s: float
 
 
@@ -86,7 +86,8 @@ class PrefillQueue:
 
     def drop(self, reservation: str, now_s: float) -> None:
         """Take a prefill out that will never finish."""
-        if self.waiting.pop(reservation, None) is not None:
+        oldest = next(iter(self.waiting), None)
+        if self.waiting.pop(reservation, None) is not None and reservation == oldest:
             self.since_s = now_s
 
 

@@ -10,12 +10,11 @@ import structlog
 from dynamo_core.clock import Clock
 from dynamo_core.discovery import Instance
 from dynamo_core.errors import DynamoError, UnavailableError
-from dynamo_core.events import KvEventQuery
+from dynamo_core.events import KvEventBatch, KvEventQuery
 from dynamo_core.ids import WorkerId
 from dynamo_core.planes import CallOptions, RequestPlane
 from dynamo_core.streams import call_unary
 from dynamo_core.wire import KV_EVENT_BATCH, KV_EVENT_QUERY
-from dynamo_router._indexer import Indexer
 
 _log = structlog.get_logger(__name__)
 QUERY_ENDPOINT = "worker_kv_indexer_query"
@@ -26,7 +25,8 @@ class Recovery:
     """Answers an indexer's queries, one at a time per worker, with a pause that doubles between attempts.
 
     Args:
-        indexer: Whose streams to repair.
+        apply: Takes an answer and returns what is still missing.
+        abandon: Hears that a worker's state cannot be had, and why.
         plane: Carries the queries.
         find: Returns the query endpoint of an instance, if it has one at this moment.
         clock: Time between attempts.
@@ -34,17 +34,19 @@ class Recovery:
         timeout_s: Seconds to wait for one answer.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only parts of one assembly
         self,
-        indexer: Indexer,
+        apply: Callable[[KvEventBatch], KvEventQuery | None],
+        abandon: Callable[[WorkerId, str], None],
+        *,
         plane: RequestPlane,
         find: Callable[[int], Instance | None],
-        *,
         clock: Clock,
         attempts: int,
         timeout_s: float,
     ) -> None:
-        self._indexer = indexer
+        self._apply = apply
+        self._abandon = abandon
         self._plane = plane
         self._find = find
         self._clock = clock
@@ -86,7 +88,7 @@ class Recovery:
                 return
             query, reason = further, "the worker's answers leave a gap"
         _log.warning("kv_recovery_abandoned", worker=str(query.worker), reason=reason)
-        self._indexer.abandon(query.worker, reason)
+        self._abandon(query.worker, reason)
 
     async def _ask(self, query: KvEventQuery) -> KvEventQuery | None:
         instance = self._find(query.worker.instance_id)
@@ -99,4 +101,4 @@ class Recovery:
             KV_EVENT_QUERY.encode(query),
             CallOptions(deadline_s=self._timeout_s),
         )
-        return self._indexer.recovered(KV_EVENT_BATCH.decode(payload))
+        return self._apply(KV_EVENT_BATCH.decode(payload))

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import random
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from dynamo_core.cards import ModelCard
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.enums import FinishReason
 from dynamo_core.errors import ConfigurationError, DynamoError, InvalidRequestError
 from dynamo_core.events import KvEventBatch, KvEventQuery
-from dynamo_core.ids import DecisionId, ReservationId, WorkerId
-from dynamo_core.load import ReportedLoad, WorkerLoad
-from dynamo_core.routing import CandidateScore, RequestOutcome, RoutingDecision, RoutingRequest
+from dynamo_core.ids import ReservationId, WorkerId
+from dynamo_core.load import QueuedLoad, ReportedLoad, WorkerLoad
+from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
 from dynamo_core.telemetry import Metrics
-from dynamo_router._filters import NO_LIMITS, BusyLimits, eligible, is_plain
+from dynamo_router._admission import Admission, Ticket
+from dynamo_router._decide import Decider
+from dynamo_router._filters import BusyLimits
 from dynamo_router._fleet import Fleet
 from dynamo_router._index import TIERS, BlockIndex
 from dynamo_router._indexer import Indexer, StreamState
 from dynamo_router._load import LoadBook
 from dynamo_router._metrics import RouterMetrics
-from dynamo_router._pipeline import Choice, Pipeline, load_policy, policy_hash
-from dynamo_router._policy import NO_BLOCKS, Candidate, Query
-from dynamo_router._prompt import Prompt, read_prompt
+from dynamo_router._pipeline import Pipeline, load_policy
+from dynamo_router._prompt import read_prompt
+from dynamo_router._queue import DEFAULT_CLASS, ClassOptions, FairQueue, read_classes
 from dynamo_router._receipts import ReceiptRing
 from dynamo_router._settings import RouterSettings
+from dynamo_router._truth import IndexMode
+from dynamo_router._view import CacheView
 
 if TYPE_CHECKING:
     from dynamo_core.routing import Router, SupportsReceipts, SupportsStaticWorkers
 
-_NO_REASONS: Mapping[int, str] = {}
+_log = structlog.get_logger(__name__)
 
 
 class KvRouter:
@@ -79,7 +84,6 @@ class KvRouter:
         self._rng = random.Random(seed)
         chosen_options = self.settings.policy_options if policy_options is None else policy_options
         self._pipeline = Pipeline(load_policy(policy or self.settings.policy, chosen_options), self._rng)
-        self._policy_hash = policy_hash(self._pipeline.policy)
         self._fleet = Fleet(self.indexer.index, block_size)
         self._book = LoadBook(
             block_size=block_size,
@@ -87,14 +91,30 @@ class KvRouter:
             idle_s=self.settings.reservation_idle_s,
             track_output=self.settings.track_output_blocks,
         )
-        self._receipts = ReceiptRing(self.settings.receipts_max_decisions)
-        self._limits = BusyLimits(
-            self.settings.busy_kv_usage, self.settings.busy_prefill_tokens, self.settings.busy_prefill_batches
+        self._view = CacheView(
+            self._fleet,
+            self.indexer,
+            self._book.blocks,
+            block_size=block_size,
+            ttl_s=self.settings.approximate_ttl_s,
+            assume_reuse=self.settings.assume_kv_reuse,
         )
-        self._inhibited_until_s = 0.0
-        # Decision ids are unique across routers: a random name of this one, and a counter.
-        self._name = secrets.token_hex(6)
-        self._decided = 0
+        self._receipts = ReceiptRing(self.settings.receipts_max_decisions)
+        self._decider = Decider(
+            fleet=self._fleet,
+            view=self._view,
+            book=self._book,
+            pipeline=self._pipeline,
+            limits=BusyLimits(
+                self.settings.busy_kv_usage, self.settings.busy_prefill_tokens, self.settings.busy_prefill_batches
+            ),
+            recorded_share=_recorded_share(self.settings),
+            clock=self._clock,
+            rng=self._rng,
+        )
+        self._admission = Admission(
+            self._decider, make_queue(self.settings), release=self._drop_booking, clock=self._clock
+        )
         self._counted = self.metrics.decisions(self._pipeline.policy.name)
 
     async def start(self) -> None:
@@ -124,19 +144,23 @@ class KvRouter:
         """
         if not self._fleet.upsert(worker, card):
             return None
+        self._admission.pump()
         return self.indexer.add_worker(worker) if self.settings.use_kv_events else None
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker, its bookings and what its cache held; unknown ones are ignored."""
         self._book.drop_worker(worker, self._clock.monotonic())
-        if self._fleet.remove(worker) is not None:
+        candidate = self._fleet.remove(worker)
+        if candidate is not None:
+            self._view.forget(candidate)
             self.indexer.remove_worker(worker)
+        self._admission.pump()
 
     def apply_events(self, batch: KvEventBatch) -> KvEventQuery | None:
         """Apply KV events of a worker.
 
         Returns:
-            What is missing, for the caller to fetch and pass to ``indexer.recovered``; None if nothing is.
+            What is missing, for the caller to fetch and pass to ``apply_recovered``; None if nothing is.
 
         Raises:
             InvalidRequestError: for an unknown worker, another block size or another hash algorithm.
@@ -147,11 +171,26 @@ class KvRouter:
                 reason="request.unknown_worker",
                 param="worker",
             )
-        return self.indexer.apply(batch)
+        return self._indexed(batch, self.indexer.apply(batch))
+
+    def apply_recovered(self, batch: KvEventBatch) -> KvEventQuery | None:
+        """Apply the answer to a query that ``apply_events`` or ``add_worker`` returned; may return a further one.
+
+        Raises:
+            InvalidRequestError: for another block size or hash algorithm.
+        """
+        return self._indexed(batch, self.indexer.recovered(batch))
+
+    def _indexed(self, batch: KvEventBatch, query: KvEventQuery | None) -> KvEventQuery | None:
+        candidate = self._fleet.get(batch.worker)
+        if candidate is not None and batch.full_dump:
+            self._view.truth.reset_exact(candidate.slot)
+        return query
 
     def report_load(self, worker: WorkerId, reported: ReportedLoad) -> None:
         """Take a worker's own load report; one of an unknown worker is ignored."""
         self._fleet.report(worker, reported)
+        self._admission.pump()
 
     def workers(self) -> list[WorkerId]:
         """Return the workers known at this moment, in the order of their ids."""
@@ -161,158 +200,53 @@ class KvRouter:
         """Return their loads."""
         return self._fleet.loads()
 
+    def queued(self) -> QueuedLoad:
+        """Return what waits in the queue, for any worker."""
+        return self._admission.queued()
+
     def inhibit(self, worker: WorkerId, reason: str) -> None:
         """Leave a worker out for ``inhibit_s`` seconds; unknown ones are ignored."""
         candidate = self._fleet.get(worker)
         if candidate is not None:
             candidate.inhibited_until_s = self._clock.monotonic() + self.settings.inhibit_s
             candidate.inhibited_reason = reason
-            self._inhibited_until_s = candidate.inhibited_until_s
+            self._decider.inhibited_until_s = candidate.inhibited_until_s
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     async def select(self, request: RoutingRequest) -> RoutingDecision:
         """Choose a worker and, if asked, book it.
 
+        Waits in turn while all eligible workers are busy, if a queue is set up; cancelling leaves the queue.
+
         Raises:
             UnavailableError: if no worker exists or all are excluded.
-            CapacityExhaustedError: if all eligible workers are busy, or too many requests are booked.
+            CapacityExhaustedError: if all eligible workers are busy and no queue has room, or too many requests are
+                booked.
             InvalidRequestError: for an unknown pinned worker, another block size or hash algorithm.
         """
         started = self._clock.monotonic()
         try:
-            decision = self._decide(request, started)
+            self.expire()
+            prompt = read_prompt(request, self.block_size)
+            decision = await self._admission.admit(request, prompt)
         except DynamoError as error:
             self.metrics.refused(error.reason).inc()
             raise
         self._receipts.add(decision)
         self._counted.inc()
-        self.metrics.decision_seconds.observe(self._clock.monotonic() - started)
-        return decision
-
-    def _decide(self, request: RoutingRequest, now_s: float) -> RoutingDecision:
-        prompt = read_prompt(request, self.block_size)
-        self.expire()
         if request.reserve:
-            self._book.require_room()
-        everyone = self._fleet.everyone
-        candidates, rejected = self._eligible(request, now_s)
-        query = Query(
-            prompt_tokens=prompt.tokens,
-            blocks=len(prompt.hashes),
-            block_size=self.block_size,
-            hints=request.hints,
-            phase=request.phase,
-            first_hash=prompt.hashes[0] if len(prompt.hashes) else 0,
-            now_s=now_s,
-        )
-        touched = self._match(prompt)
-        try:
-            choice = self._pipeline.choose(query, candidates)
-            scores: tuple[CandidateScore, ...] = ()
-            if self._records_candidates():
-                scores = self._pipeline.explain(query, choice, candidates, everyone, rejected)
-            return self._commit(request, prompt, query, choice, scores)
-        finally:
-            for worker in touched:
-                worker.tier_blocks, worker.cached_tokens, worker.active_blocks = NO_BLOCKS, 0, 0
-
-    def _eligible(self, request: RoutingRequest, now_s: float) -> tuple[Sequence[Candidate], Mapping[int, str]]:
-        everyone = self._fleet.everyone
-        if everyone and is_plain(request) and self._nobody_is_left_out(now_s):
-            return everyone, _NO_REASONS
-        return eligible(request, everyone, self._limits, now_s)
-
-    def _nobody_is_left_out(self, now_s: float) -> bool:
-        return self._limits == NO_LIMITS and now_s >= self._inhibited_until_s
-
-    def _match(self, prompt: Prompt) -> list[Candidate]:
-        touched: list[Candidate] = []
-        if not len(prompt.hashes):
-            return touched
-        mask, fleet = self._fleet.mask, self._fleet
-        if len(self.indexer.index):
-            for blocks, bits in self.indexer.index.match(prompt.hashes, mask).groups():
-                cached = min(sum(blocks) * self.block_size, prompt.tokens)
-                holders = fleet.within(bits)
-                for worker in holders:
-                    worker.tier_blocks = blocks
-                    worker.cached_tokens = cached
-                touched += holders
-        for depth, bits in self._book.blocks.depths(prompt.hashes, mask):
-            users = fleet.within(bits)
-            expected = min(depth * self.block_size, prompt.tokens) if self.settings.assume_kv_reuse else 0
-            for worker in users:
-                worker.active_blocks = depth
-                # What an earlier request there is about to compute, this one will find.
-                worker.cached_tokens = max(worker.cached_tokens, expected)
-            touched += users
-        return touched
-
-    def _records_candidates(self) -> bool:
-        mode = self.settings.receipts
-        return mode == "on" or (mode == "sampled" and self._rng.random() < self.settings.receipts_sample_share)
-
-    def _commit(
-        self,
-        request: RoutingRequest,
-        prompt: Prompt,
-        query: Query,
-        choice: Choice,
-        scores: tuple[CandidateScore, ...],
-    ) -> RoutingDecision:
-        worker = choice.candidate
-        self._decided += 1
-        decision_id = f"{self._name}-{self._decided:x}"
-        tier_blocks = {TIERS[rank].value: blocks for rank, blocks in enumerate(worker.tier_blocks) if blocks}
-        decision = RoutingDecision(
-            decision_id=DecisionId(decision_id),
-            request_id=request.request_id,
-            worker=worker.worker,
-            policy=choice.policy.name,
-            policy_hash=self._policy_hash,
-            reservation=ReservationId(decision_id) if request.reserve else None,
-            overlap_blocks=worker.tier_blocks[0],
-            tier_blocks=tier_blocks,
-            cached_tokens=worker.cached_tokens,
-            candidates=scores,
-            margin=choice.margin,
-            reason=choice.reason,
-            view_age_s=self._view_age(worker),
-            index_mode=self._index_mode(worker.worker),
-            decided_at_s=self._clock.time(),
-        )
-        if decision.reservation is not None:
-            self._reserve(decision.reservation, prompt, query, choice)
+            self.metrics.prompt_tokens.inc(prompt.tokens)
+            self.metrics.cached_tokens.inc(decision.cached_tokens)
+        self.metrics.decision_seconds.observe(self._clock.monotonic() - started - decision.queued_s)
         return decision
-
-    def _reserve(self, reservation: ReservationId, prompt: Prompt, query: Query, choice: Choice) -> None:
-        worker = choice.candidate
-        self.metrics.prompt_blocks.inc(query.blocks)
-        self.metrics.overlap_blocks.inc(worker.tier_blocks[0])
-        choice.policy.chosen(query, worker)
-        self._book.book(
-            reservation,
-            worker,
-            prompt.hashes,
-            prompt_tokens=prompt.tokens,
-            uncached_tokens=prompt.tokens - worker.cached_tokens,
-            now_s=query.now_s,
-        )
-
-    def _view_age(self, worker: Candidate) -> float | None:
-        if worker.reported is None:
-            return None
-        return max(0.0, self._clock.time() - worker.reported.reported_at_s)
-
-    def _index_mode(self, worker: WorkerId) -> str:
-        return _INDEX_MODES.get(self.indexer.stream(worker).state, "load-only")
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
     def first_token(self, reservation: ReservationId) -> None:
         """End the prefill load of a request; unknown reservations are ignored."""
         self._book.first_token(reservation, self._clock.monotonic())
+        self._admission.pump()
 
     def progress(self, reservation: ReservationId, output_tokens: int) -> None:
         """Grow a request's output and renew its reservation; unknown reservations are ignored."""
@@ -320,10 +254,49 @@ class KvRouter:
 
     def complete(self, reservation: ReservationId, outcome: RequestOutcome) -> None:
         """Free a booking and join the outcome with the receipt. Idempotent."""
-        worker = self._book.release(reservation, self._clock.monotonic())
+        booked = self._book.release(reservation, self._clock.monotonic())
         self._receipts.join(outcome.decision_id or str(reservation), outcome)
-        if worker is not None and outcome.finish_reason is not FinishReason.ERROR:
-            worker.inhibited_until_s = 0.0
+        self._admission.pump()
+        if booked is None or outcome.finish_reason is FinishReason.ERROR:
+            return
+        booked.candidate.inhibited_until_s = 0.0
+        if outcome.cached_tokens is not None and self._view.judge(
+            booked.candidate, booked.prediction, outcome.cached_tokens
+        ):
+            self.on_distrust(booked.candidate.worker)
+
+    def on_distrust(self, worker: WorkerId) -> None:
+        """Hear that a worker's exact index is not believed any more; a router that can fetch its state does."""
+        _log.warning("kv_index_distrusted", worker=str(worker), score=self.truth_of(worker))
+
+    def truth_of(self, worker: WorkerId) -> float | None:
+        """Return how well predictions from a worker's exact index agree with its reports, 0 to 1; None without data."""
+        candidate = self._fleet.get(worker)
+        return None if candidate is None else self._view.truth.exact_score(candidate.slot)
+
+    def index_modes(self) -> dict[WorkerId, IndexMode]:
+        """Return what each worker's cached tokens are predicted from."""
+        return self._view.modes()
+
+    def made(self, decision_id: str) -> bool:
+        """Return whether this router took a decision, by its id."""
+        return decision_id.startswith(f"{self._decider.name}-")
+
+    def overlaps(self, request: RoutingRequest) -> list[tuple[WorkerId, dict[str, int], int]]:
+        """Return blocks by tier and expected cached tokens of every worker that holds any of a prompt.
+
+        Raises:
+            InvalidRequestError: for another block size or hash algorithm.
+        """
+        prompt = read_prompt(request, self.block_size)
+        touched = self._view.show(prompt, self._clock.monotonic())
+        names = [tier.value for tier in TIERS]
+        found = {
+            worker.worker: (dict(zip(names, worker.tier_blocks, strict=True)), worker.cached_tokens)
+            for worker in touched
+        }
+        self._view.hide(touched)
+        return [(worker, *found[worker]) for worker in sorted(found)]
 
     def decision(self, decision_id: str) -> tuple[RoutingDecision, RequestOutcome | None] | None:
         """Return a receipt with its outcome, if both are still kept."""
@@ -340,6 +313,7 @@ class KvRouter:
         gone = self._book.expire(self._clock.monotonic())
         if gone:
             self.metrics.expired.inc(len(gone))
+            self._admission.pump()
         return gone
 
     def refresh_metrics(self) -> None:
@@ -349,6 +323,11 @@ class KvRouter:
         metrics.index_dropped.set(index.dropped_blocks)
         for result, count in self.indexer.counts.items():
             metrics.index_events(result).set(count)
+        modes = list(self._view.modes().values())
+        for mode in IndexMode:
+            metrics.index_modes(mode.value).set(modes.count(mode))
+        metrics.truth.set(min(self._view.truth.scores(), default=1.0))
+        metrics.approximate_blocks.set(len(self._view.approximate))
         states = [stream.state for stream in self.indexer.streams().values()]
         for state in StreamState:
             metrics.streams(state.value).set(states.count(state))
@@ -357,12 +336,31 @@ class KvRouter:
         metrics.prefill_tokens.set(sum(worker.prefill_tokens for worker in everyone))
         metrics.decode_blocks.set(sum(worker.decode_blocks for worker in everyone))
         metrics.reservations.set(len(self._book))
+        metrics.queued.set(len(self._admission))
         metrics.receipts.set(len(self._receipts))
+
+    def _drop_booking(self, reservation: ReservationId) -> None:
+        self._book.release(reservation, self._clock.monotonic())
+        self._admission.pump()
+
+
+def make_queue(settings: RouterSettings) -> FairQueue[Ticket] | None:
+    """Return the queue that the settings ask for, or None if busy workers are to refuse at once.
+
+    Raises:
+        ConfigurationError: for a class option that does not exist or is out of range.
+    """
+    if not settings.max_queued_requests:
+        return None
+    default = ClassOptions(max_requests=settings.max_queued_requests)
+    return FairQueue({DEFAULT_CLASS: default, **read_classes(settings.queue_classes)})
+
+
+def _recorded_share(settings: RouterSettings) -> float:
+    return {"off": 0.0, "sampled": settings.receipts_sample_share, "on": 1.0}[settings.receipts]
 
 
 if TYPE_CHECKING:
     _ROUTER: type[Router] = KvRouter
     _RECEIPTS: type[SupportsReceipts] = KvRouter
     _STATIC_WORKERS: type[SupportsStaticWorkers] = KvRouter
-
-_INDEX_MODES = {StreamState.LIVE: "exact", StreamState.LOSSY: "approximate"}

@@ -45,10 +45,21 @@ class RouterSettings(DynamoSettings):
     busy_prefill_batches: Annotated[
         float | None, Field(gt=0, description="Booked prefill tokens, in largest steps, beyond which it is busy")
     ] = None
+    max_queued_requests: Annotated[
+        int, Field(ge=0, description="Requests that may wait while all workers are busy; 0 refuses them at once")
+    ] = 0
+    queue_classes: dict[str, Any] = Field(
+        default_factory=dict,
+        description='Classes of waiting requests: {"name": {"quantum_tokens": N, "order": "fcfs|lcfs|wspt|vtc", '
+        '"max_requests": N}}',
+    )
     track_output_blocks: Annotated[bool, Field(description="Count the blocks of generated tokens as load")] = True
     assume_kv_reuse: Annotated[
         bool, Field(description="Expect a prefix that a booked request computes to be cached for the next one there")
     ] = True
+    approximate_ttl_s: Annotated[
+        float, Field(gt=0, description="Seconds for which a routed prefix counts as cached where events are missing")
+    ] = 120.0
     recovery_attempts: Annotated[
         int, Field(ge=1, description="Queries to a worker for missed KV events before its stream counts as lossy")
     ] = 5

@@ -9,6 +9,9 @@ exactly when ``_ghosts`` is empty.
 from __future__ import annotations
 
 from collections.abc import KeysView
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _ABSENT = object()
 
@@ -63,16 +66,16 @@ class Shelf:
 
     def add_chain(self, parent: int | None, keys: list[int], engine_hashes: list[int]) -> bool:
         """Hold a chain of blocks if all its hashes are new here; else change nothing and return False."""
-        links = dict(zip(keys, [parent, *keys[:-1]], strict=True))
-        if self._ghosts or len(links) < len(keys) or not self._parents.keys().isdisjoint(links):
+        if self._ghosts:
             return False
-        if self._names is not None:
-            names = dict(zip(engine_hashes, keys, strict=True))
-            if len(names) < len(keys) or not self._names.keys().isdisjoint(names):
-                return False
-            self._names.update(names)
+        if self._names is not None and not _add_new(self._names, engine_hashes, keys):
+            return False
+        if not _add_new(self._parents, keys, [parent, *keys[:-1]]):
+            if self._names is not None:
+                for name in engine_hashes:
+                    del self._names[name]
+            return False
         self._link(parent)
-        self._parents.update(links)
         self._forks[keys[-1]] = 0
         return True
 
@@ -166,3 +169,16 @@ class Shelf:
             table.pop(parent, None)
         else:
             table[parent] = children
+
+
+def _add_new(table: dict[int, T], keys: list[int], values: list[T]) -> bool:
+    """Add keys if all are new and different; else leave the table as it was and return False."""
+    if not table.keys().isdisjoint(keys):
+        return False
+    before = len(table)
+    table.update(zip(keys, values, strict=True))
+    if len(table) - before == len(keys):
+        return True
+    for key in set(keys):
+        del table[key]
+    return False

@@ -172,3 +172,18 @@ def test_equals_the_naive_index(events, prompts, shuffler: random.Random):
             hashes = unpack_hashes(pack_hashes(chain_hashes(prompt)))
             assert depths(index, hashes) == oracle.match(hashes)
     assert index.check_integrity() == []
+
+
+def test_hashes_repeated_within_an_event_leave_the_index_whole():
+    index, oracle = BlockIndex(), FlatIndex()
+    for event in (
+        stored([1, 2, 3], engine=[7, 7, 8]),
+        BlockStored(1, pack_hashes([1, 5, 5, 9]), pack_hashes([1, 2, 2, 3])),
+        stored([1, 2], engine=[8, 8]),
+    ):
+        index.apply(A, event)
+        oracle.apply(A, event)
+        for prompt in ([1, 2, 3], [1, 2, 2, 3], [1, 2]):
+            hashes = chain_hashes(prompt)
+            assert depths(index, hashes) == oracle.match(hashes)
+        assert index.check_integrity() == []

@@ -269,7 +269,7 @@ async def test_metrics_tell_what_happened():
     router.refresh_metrics()
     registry = router.metrics.registry
     assert registry.get_sample_value("dynamo_router_decisions_total", {"model": "", "policy": "kv"}) == 1
-    assert registry.get_sample_value("dynamo_router_overlap_blocks_total", {"model": ""}) == 10
+    assert registry.get_sample_value("dynamo_router_predicted_cached_tokens_total", {"model": ""}) == 40
     assert registry.get_sample_value("dynamo_router_index_blocks", {"model": ""}) == 10
     assert registry.get_sample_value("dynamo_router_kv_streams", {"model": "", "state": "live"}) == 1
     assert registry.get_sample_value("dynamo_router_projected_decode_blocks", {"model": ""}) == 10
@@ -286,7 +286,7 @@ async def test_a_prefix_that_is_being_computed_counts_as_cached():
     first = await router.select(ask())
     second = await router.select(ask(token_ids=pack_tokens(range(60))))
     assert second.worker == first.worker
-    assert (second.overlap_blocks, second.cached_tokens) == (0, 40)
+    assert (second.overlap_blocks, second.cached_tokens, second.index_mode) == (10, 40, "approximate")
     router = new(A, policy="ttft", settings=RouterSettings(assume_kv_reuse=False))
     await router.select(ask())
     assert (await router.select(ask())).cached_tokens == 0

@@ -13,7 +13,9 @@ PLAIN = {"decode_weight": 0, "overlap_weight": 0, "learn_pace": False, "prefill_
 
 
 def query(tokens=1600, now=0.0, **hints):
-    return Query(tokens, tokens // 16, 16, RoutingHints(**hints), RoutingPhase.AGGREGATED, 1, now)
+    return Query(
+        tokens, tokens // 16, 16, RoutingHints(**hints), RoutingPhase.AGGREGATED, range(1, tokens // 16 + 1), now
+    )
 
 
 def worker(number, *, tiers=(0, 0, 0, 0), queued=(), **facts):
@@ -72,6 +74,9 @@ def test_a_prefill_queue_learns_only_from_first_tokens():
     queue = PrefillQueue()
     queue.add("a", 100, 5.0)
     queue.add("b", 200, 6.0)
+    queue.add("c", 300, 6.5)
+    queue.drop("c", 6.7)
+    assert queue.since_s == 5.0
     queue.drop("a", 7.0)
     assert (queue.done_tokens, queue.since_s) == (0.0, 7.0)
     queue.finish("b", 9.0)

@@ -30,11 +30,11 @@ _CIRCLE_IMPORT = re.compile(r"^- (?P<importer>\.[\w.]+) -> \.[\w.]+ \(")
 
 
 def check(workspace: Workspace) -> Iterator[Finding]:
-    """Report broken contracts, and note packages of several modules that declare no layers."""
+    """Report broken contracts, and packages of several modules that declare no layers."""
     for package in workspace.packages:
         if len(list(package.src.glob("*.py"))) > 2 and "layers" not in package.settings:
             path = workspace.relative(package.folder / "pyproject.toml")
-            yield Finding(path, 1, GATE, "declares no [tool.dynamo] layers", fails=False)
+            yield Finding(path, 1, GATE, "declares no [tool.dynamo] layers; list every module in one, highest first")
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "contracts.toml"
         config.write_text(render(contracts(workspace)), encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from dynamo_tools.changes import Base, branch_base, changed_files, release_base
 from dynamo_tools.finding import Finding
+from dynamo_tools.releases import is_prepared
 from dynamo_tools.source import is_empty
 from dynamo_tools.workspace import Package, Workspace, read_toml
 
@@ -26,7 +27,7 @@ def check(workspace: Workspace) -> Iterator[Finding]:
         base = branch or release_base(workspace, package)
         changed = [path for path in changed_files(workspace, base) if _is_below(path, workspace, package)]
         released = branch is not None and _version_at(workspace, package, base) != package.version
-        if not released:
+        if not released and not is_prepared(workspace, package):
             yield from _changes(workspace, package, base, changed)
 
 

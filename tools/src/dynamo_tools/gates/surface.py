@@ -1,4 +1,4 @@
-"""The committed dump of each package's public surface is up to date, so every change of it is seen in review."""
+"""The committed dump of each package's public surface, and its schemas, are up to date: a review sees each change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from dynamo_tools.finding import Finding
+from dynamo_tools.semver import schemas
 from dynamo_tools.surface import HEADER, dump
 from dynamo_tools.workspace import Workspace
 
@@ -25,5 +26,8 @@ def check(workspace: Workspace) -> Iterator[Finding]:
         changed = [line for line in diff if line[:1] in "+-" and not line.startswith(("+++", "---"))]
         for line in changed[:SHOWN_LINES]:
             yield Finding(name, 1, GATE, f"{line}; {_REMEDY}")
+        schema = package.folder / schemas.FILE
+        if (schema.read_text(encoding="utf-8") if schema.is_file() else "") != schemas.dump(workspace, package):
+            yield Finding(workspace.relative(schema), 1, GATE, f"is out of date; {_REMEDY}")
         if len(changed) > SHOWN_LINES:
             yield Finding(name, 1, GATE, f"and {len(changed) - SHOWN_LINES} more lines; {_REMEDY}")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 
 from dynamo_tools.gates.surface import DUMP, check
+from dynamo_tools.semver import schemas
 from dynamo_tools.surface import dump
 from dynamo_tools.workspace import Workspace
 
 NAME = "surface"
-SUMMARY = "print the public surface of packages, compare it with api/public.txt, or write that file"
+SUMMARY = (
+    "print the public surface of packages, compare it with api/public.txt, or write that file and api/schemas.json"
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--write", action="store_true", help="write api/public.txt of the packages")
+    action.add_argument(
+        "--write", action="store_true", help="write api/public.txt and api/schemas.json of the packages"
+    )
     action.add_argument("--check", action="store_true", help="report every line that differs from api/public.txt")
     parser.add_argument("--package", action="append", default=[], metavar="NAME", help="only this package; repeatable")
 
@@ -33,6 +38,8 @@ def main(workspace: Workspace, arguments: argparse.Namespace) -> int:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
             print(f"{workspace.relative(path)}: {len(text.splitlines()) - 1} lines")
+            if described := schemas.dump(workspace, package):
+                (package.folder / schemas.FILE).write_text(described, encoding="utf-8")
         else:
             print(text, end="")
     return 0

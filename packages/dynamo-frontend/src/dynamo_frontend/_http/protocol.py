@@ -79,6 +79,8 @@ class HttpProtocol(asyncio.Protocol):
         self._flush_due = False
         self._reading_paused = False
         self._deadline: float | None = None
+        self._wrote = False
+        self._quiet_since = server.now()
         self.paused = False
         self.closed = False
 
@@ -266,6 +268,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def check_time(self, now: float) -> None:
         """Enforce the time limit that applies at this moment."""
+        self._check_quiet(now)
         if self._deadline is None or now < self._deadline or self.closed:
             return
         self._deadline = None
@@ -277,9 +280,20 @@ class HttpProtocol(asyncio.Protocol):
         elif self._active is None:
             self.close()
 
+    def _check_quiet(self, now: float) -> None:
+        # Writes only leave a mark; the clock is looked at here, once a second, and not for every event.
+        active = self._active
+        if self._wrote or active is None:
+            self._wrote = False
+            self._quiet_since = now
+        elif active.quiet_limit_s is not None and now - self._quiet_since >= active.quiet_limit_s:
+            self._quiet_since = now
+            active.notify_quiet()
+
     def flush(self) -> None:
         """Write everything that is queued, in one call."""
         self._flush_due = False
+        self._wrote = True
         self._frame_body()
         if self._out and self._transport is not None and not self.closed:
             data = self._out[0] if len(self._out) == 1 else b"".join(self._out)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dynamo_frontend._http.protocol import HttpProtocol
+from typing import Protocol
 
 Headers = Mapping[str, str]
 _STATUS_LINES: dict[int, bytes] = {
@@ -31,6 +28,33 @@ def _head(status: int, headers: Headers) -> bytes:
     return status_line(status) + lines.encode("latin-1", "replace")
 
 
+class Connection(Protocol):
+    """The connection that a response goes out on."""
+
+    closed: bool
+    paused: bool
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes for this tick's write."""
+        ...
+
+    def write_body(self, data: bytes, *, chunked: bool) -> None:
+        """Queue a piece of a streamed body."""
+        ...
+
+    def write_last_chunk(self) -> None:
+        """Queue the end of a chunked body."""
+        ...
+
+    def response_done(self, response: HttpResponse) -> None:
+        """The response is complete."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        ...
+
+
 class HttpResponse:
     """The answer to one request. All methods are called on the event loop and never block.
 
@@ -39,17 +63,19 @@ class HttpResponse:
 
     __slots__ = (
         "_chunked",
+        "_connection",
         "_head_only",
         "_on_disconnect",
         "_on_drain",
-        "_protocol",
+        "_on_quiet",
         "close_after",
         "ended",
+        "quiet_limit_s",
         "started",
     )
 
-    def __init__(self, protocol: HttpProtocol, *, head_only: bool, chunked: bool, keep_alive: bool) -> None:
-        self._protocol = protocol
+    def __init__(self, connection: Connection, *, head_only: bool, chunked: bool, keep_alive: bool) -> None:
+        self._connection = connection
         self._head_only = head_only
         self._chunked = chunked
         self.close_after = not keep_alive
@@ -57,16 +83,18 @@ class HttpResponse:
         self.ended = False
         self._on_disconnect: Callable[[], None] | None = None
         self._on_drain: Callable[[], None] | None = None
+        self._on_quiet: Callable[[], None] | None = None
+        self.quiet_limit_s: float | None = None
 
     @property
     def disconnected(self) -> bool:
         """Whether the client is gone."""
-        return self._protocol.closed
+        return self._connection.closed
 
     @property
     def writable(self) -> bool:
         """Whether the client keeps up; while False, a producer should stop."""
-        return not self._protocol.paused
+        return not self._connection.paused
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
         """Call back once if the client leaves before the response has ended (at once if it has left)."""
@@ -79,6 +107,11 @@ class HttpResponse:
         """Call back each time the client has caught up."""
         self._on_drain = callback
 
+    def on_quiet(self, limit_s: float, callback: Callable[[], None]) -> None:
+        """Call back each time nothing was written for so long; checked once a second."""
+        self.quiet_limit_s = limit_s
+        self._on_quiet = callback
+
     def send(self, status: int, body: bytes, content_type: str, headers: Headers | None = None) -> None:
         """Send a whole response."""
         assert not self.started, "a response starts once"
@@ -86,7 +119,7 @@ class HttpResponse:
         head = _head(status, {"content-type": content_type, **(headers or {})} if body else headers or {})
         length = b"" if status in _BODILESS else b"content-length: %d\r\n" % len(body)
         payload = b"" if self._head_only or status in _BODILESS else body
-        self._protocol.write(head + length + self._connection_line() + payload)
+        self._connection.write(head + length + self._connection_line() + payload)
         self._finish()
 
     def start(self, status: int, content_type: str, headers: Headers | None = None) -> None:
@@ -97,24 +130,24 @@ class HttpResponse:
             self.close_after = True
         head = _head(status, {"content-type": content_type, "cache-control": "no-cache", **(headers or {})})
         framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
-        self._protocol.write(head + framing + self._connection_line())
+        self._connection.write(head + framing + self._connection_line())
 
     def write(self, data: bytes) -> None:
         """Add to a streamed response; everything written in one tick leaves in one chunk."""
         if not self.ended and not self._head_only:
-            self._protocol.write_body(data, chunked=self._chunked)
+            self._connection.write_body(data, chunked=self._chunked)
 
     def end(self) -> None:
         """End a streamed response. Idempotent."""
         if self.ended:
             return
         if self._chunked and not self._head_only:
-            self._protocol.write_last_chunk()
+            self._connection.write_last_chunk()
         self._finish()
 
     def abort(self) -> None:
         """Drop the connection, so that the client sees a broken transfer instead of a complete one."""
-        self._protocol.abort()
+        self._connection.abort()
 
     def notify_disconnect(self) -> None:
         """Tell the producer that the client left. Called by the protocol."""
@@ -128,6 +161,11 @@ class HttpResponse:
         if self._on_drain is not None and not self.ended:
             self._on_drain()
 
+    def notify_quiet(self) -> None:
+        """Tell the producer that nothing was written for its limit. Called by the protocol."""
+        if self._on_quiet is not None and not self.ended:
+            self._on_quiet()
+
     def _connection_line(self) -> bytes:
         return b"connection: close\r\n\r\n" if self.close_after else b"\r\n"
 
@@ -135,4 +173,5 @@ class HttpResponse:
         self.ended = True
         self._on_disconnect = None
         self._on_drain = None
-        self._protocol.response_done(self)
+        self._on_quiet = None
+        self._connection.response_done(self)

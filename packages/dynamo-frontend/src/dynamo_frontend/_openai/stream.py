@@ -32,6 +32,7 @@ class ReplyHead:
         model: Name the client used.
         headers: Returns the response headers; called when the response starts.
         overload_status: Status when all workers are busy.
+        keep_alive_s: Seconds of silence after which a stream sends a sign of life; 0 for never.
     """
 
     reply_id: str
@@ -39,6 +40,7 @@ class ReplyHead:
     model: str
     headers: Callable[[], dict[str, str]]
     overload_status: int = 529
+    keep_alive_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class SseWriter:
         common = {"id": head.reply_id, "object": self.object_name, "created": head.created_s, "model": head.model}
         # b'data: {"id":...,"model":"m"' without the closing brace; what varies is spliced in behind it.
         self._event_head = b"data: " + _encode(common)[:-1]
+        if head.keep_alive_s:
+            response.on_quiet(head.keep_alive_s, self._keep_alive)
         self._null_usage = b',"usage":null' if usage.final else b""
 
     @property
@@ -94,6 +98,10 @@ class SseWriter:
         self._pieces.append(b"event: error\ndata: " + error_body(error) + b"\n\n")
         self.flush()
         self._response.end()
+
+    def _keep_alive(self) -> None:
+        self._start()
+        self._response.write(b": keep-alive\n\n")
 
     def _start(self) -> None:
         if not self._response.started:
@@ -141,7 +149,7 @@ class ChatStream(SseWriter):
         delta = {"tool_calls": [{**entry, "function": function}]}
         self._delta(self._opened.get(choice) or self._open(choice), delta)
 
-    def finish(self, choice: int, reason: str) -> None:
+    def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Add the end of a choice."""
         head = self._opened.get(choice) or self._open(choice)
         self._pieces.append(head + b'{},"logprobs":null,"finish_reason":' + _encode(reason) + b"}]" + self._tail())
@@ -207,7 +215,7 @@ class CompletionStream(SseWriter):
         """Completions have no tool calls; the call is text."""
         self.text(choice, call.arguments, ())
 
-    def finish(self, choice: int, reason: str) -> None:
+    def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Add the end of a choice."""
         if self._echoes and choice not in self._begun:
             self.text(choice, "", ())

@@ -59,7 +59,7 @@ class WholeWriter(abc.ABC):
         """Gather a call."""
         self._choices[choice].calls.append(call)
 
-    def finish(self, choice: int, reason: str) -> None:
+    def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Note the end of a choice."""
         self._choices[choice].finish_reason = reason
 

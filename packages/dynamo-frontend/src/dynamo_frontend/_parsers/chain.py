@@ -18,6 +18,9 @@ from dynamo_core.parsing import (
 from dynamo_core.parsing import ParsedDelta as CallDelta
 from dynamo_frontend._parsers.contract import ParsedDelta, ToolCallDelta
 
+NO_PARSER = "none"
+"""Name by which an operator says that no parser is to be used."""
+
 
 class StreamChain:
     """One choice's parsers in order. Tool calls are not looked for inside reasoning."""
@@ -52,9 +55,18 @@ class StreamChain:
 
 
 class ParserChain:
-    """A ``StreamChain`` that gives each call whole, as soon as it is."""
+    """A ``StreamChain`` that gives each call whole, as soon as it is.
 
-    def __init__(self, reasoning: OutputParser | None, tools: OutputParser | None) -> None:
+    Args:
+        reasoning: Finds reasoning; None without.
+        tools: Finds calls in what is left; None without.
+        needs_special_tokens: Whether their markers are special tokens.
+    """
+
+    def __init__(
+        self, reasoning: OutputParser | None, tools: OutputParser | None, *, needs_special_tokens: bool = False
+    ) -> None:
+        self.needs_special_tokens = needs_special_tokens
         self._chain = StreamChain(reasoning, tools)
         self._name = ""
         self._arguments: list[str] = []
@@ -122,9 +134,9 @@ def check_parsers(*, tools: str, reasoning: str) -> None:
     Raises:
         ConfigurationError: with the names to choose from, if a name that is not empty is none of them.
     """
-    if tools:
+    if tools not in ("", NO_PARSER):
         load_tool_parser(tools)
-    if reasoning:
+    if reasoning not in ("", NO_PARSER):
         load_reasoning_parser(reasoning)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
 from dynamo_core.parsing import TextDelta
+
+Tools = Sequence[Mapping[str, Any]]
+"""Tool specifications of the request, in OpenAI's form."""
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
@@ -29,6 +32,11 @@ ParsedDelta = TextDelta | ToolCallDelta
 class OutputParser(Protocol):
     """Parser of one choice, whose calls are whole."""
 
+    @property
+    def needs_special_tokens(self) -> bool:
+        """Whether its markers are special tokens of the tokenizer, which are otherwise left out of the text."""
+        ...
+
     def feed(self, text: str) -> Sequence[ParsedDelta]:
         """Take the next text."""
         ...
@@ -38,4 +46,4 @@ class OutputParser(Protocol):
         ...
 
 
-__all__ = ["OutputParser", "ParsedDelta", "TextDelta", "ToolCallDelta"]
+__all__ = ["OutputParser", "ParsedDelta", "TextDelta", "ToolCallDelta", "Tools"]

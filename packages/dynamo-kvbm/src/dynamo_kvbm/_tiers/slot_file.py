@@ -80,8 +80,8 @@ class SlotFile:
         """Yield slot and block of every record that is whole."""
         for slot in np.flatnonzero(self._index["flags"] & USED):
             record = self._index[slot]
-            if int(record["record_checksum"]) == _record_checksum(record):
-                yield int(slot), _stored_block(record)
+            if whole_record(record):
+                yield int(slot), stored_block(record)
 
     def read(self, slot: int) -> bytes:
         """Return a slot's bytes; shorter than a slot if the file was cut. The caller compares the checksum."""
@@ -150,7 +150,13 @@ def _record_checksum(record: NDArray[np.void]) -> int:
     return xxhash.xxh3_64_intdigest(b"".join(record[name].tobytes() for name in _CHECKED_FIELDS))
 
 
-def _stored_block(record: NDArray[np.void]) -> StoredBlock:
+def whole_record(record: NDArray[np.void]) -> bool:
+    """Whether a record fits its checksum."""
+    return int(record["record_checksum"]) == _record_checksum(record)
+
+
+def stored_block(record: NDArray[np.void]) -> StoredBlock:
+    """Return the block that a whole record names."""
     has_parent = int(record["flags"]) & HAS_PARENT
     descriptor = BlockDescriptor(
         sequence_hash=int(record["sequence_hash"]),

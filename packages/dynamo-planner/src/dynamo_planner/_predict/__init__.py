@@ -1,1 +1,1 @@
-"""Forecasters, one a file."""
+"""Forecasters, one a file; ``series`` holds what they share."""

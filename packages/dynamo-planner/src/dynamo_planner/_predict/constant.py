@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import math
+from dynamo_planner._predict.series import SeriesPredictor
 
 
-class ConstantPredictor:
-    """Predicts the newest finite value; 0 before the first one."""
+class LastValue:
+    """The newest value, whatever the horizon."""
 
     def __init__(self) -> None:
         self._last = 0.0
 
-    def observe(self, value: float) -> None:
-        """Take the newest point; one that is not finite counts as missing."""
-        if math.isfinite(value):
-            self._last = max(value, 0.0)
+    def update(self, value: float) -> None:
+        """Take the next value."""
+        self._last = value
 
-    def predict(self, horizon: int = 1) -> float:
-        """Return the last value, whatever the horizon."""
+    def forecast(self, horizon: int) -> float:
+        """Return the last value."""
         return self._last
+
+
+class ConstantPredictor(SeriesPredictor):
+    """Predicts the newest finite value; 0 before the first one.
+
+    Args:
+        log1p: Model ``log(1 + x)``; changes the quantiles only.
+    """
+
+    def __init__(self, *, log1p: bool = False) -> None:
+        super().__init__(LastValue(), log1p=log1p)

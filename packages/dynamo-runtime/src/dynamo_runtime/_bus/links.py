@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import zmq
 
@@ -16,11 +16,21 @@ from dynamo_runtime._bus._metrics import BusMetrics
 from dynamo_runtime._bus.options import BusOptions
 from dynamo_runtime._bus.sockets import SocketReader
 
-if TYPE_CHECKING:
-    from dynamo_runtime._bus.subscription import ZmqSubscription
-
 LEAVE_GRACE_S = 1.0
 """How long a connection outlives its last publisher: what that one sent before leaving may still be on its way."""
+
+
+class Listener(Protocol):
+    """A subscription, as its bus sees it."""
+
+    @property
+    def buffered(self) -> int:
+        """Events that wait for the reader."""
+        ...
+
+    async def close(self) -> None:
+        """Leave the topic. Idempotent."""
+        ...
 
 
 @dataclass
@@ -32,7 +42,7 @@ class BusState:
     clock: Clock
     options: BusOptions
     metrics: BusMetrics
-    subscriptions: dict[ZmqSubscription, None] = field(default_factory=dict["ZmqSubscription", None])
+    subscriptions: dict[Listener, None] = field(default_factory=dict[Listener, None])
 
 
 class Links:

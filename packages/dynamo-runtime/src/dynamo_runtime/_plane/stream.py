@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
+from dynamo_core.clock import Clock
 from dynamo_core.errors import (
     CancelledRequestError,
     CapacityExhaustedError,
@@ -18,15 +19,65 @@ from dynamo_core.errors import (
     as_dynamo_error,
 )
 from dynamo_core.planes import RequestContext, RequestHandler, ResponseSink
+from dynamo_runtime._plane._metrics import PlaneMetrics
 from dynamo_runtime._plane.framing import Open
-from dynamo_runtime._plane.timers import Timer
-
-if TYPE_CHECKING:
-    from dynamo_runtime._plane.server import ServerConnection
+from dynamo_runtime._plane.options import PlaneOptions
+from dynamo_runtime._plane.timers import Timer, Timers
 
 logger = structlog.get_logger(__name__)
 
 MAX_MESSAGE_CHARS = 4096
+
+
+class CarrierState(Protocol):
+    """What a call needs of its plane."""
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+        ...
+
+    @property
+    def options(self) -> PlaneOptions:
+        """Limits."""
+        ...
+
+    @property
+    def metrics(self) -> PlaneMetrics:
+        """Counts of faults."""
+        ...
+
+    @property
+    def timers(self) -> Timers:
+        """Timers of deadlines."""
+        ...
+
+
+class CallCarrier(Protocol):
+    """What brings a call's items to its caller: a connection, or a subject of a broker."""
+
+    @property
+    def state(self) -> CarrierState:
+        """The plane's."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop everything runs on."""
+        ...
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Largest item."""
+        ...
+
+    def mark_ready(self, call: ServerCall) -> None:
+        """The call has items that may leave."""
+        ...
+
+    def end(self, call: ServerCall, error: ErrorRecord | None) -> None:
+        """The call is over."""
+        ...
 
 
 class CallOwner(Protocol):
@@ -68,7 +119,7 @@ class ServerCall:
         "task",
     )
 
-    def __init__(self, connection: ServerConnection, frame: Open, owner: CallOwner) -> None:
+    def __init__(self, connection: CallCarrier, frame: Open, owner: CallOwner) -> None:
         self.id = frame.call
         self.task: asyncio.Task[None] | None = None
         self._connection = connection

@@ -6,11 +6,19 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 import uvloop
+
+from dynamo_core.clock import SystemClock
+from dynamo_core.ids import EndpointId
+from dynamo_core.planes import RequestContext, RequestHandler, ResponseSink
+from dynamo_runtime._plane.options import PlaneOptions
+from dynamo_runtime._plane.plane import TcpRequestPlane
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -74,3 +82,59 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
                 await asyncio.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture
+def planes() -> Callable[..., AbstractAsyncContextManager[tuple[TcpRequestPlane, TcpRequestPlane, str]]]:
+    """Open a TCP plane that serves ``test.backend.generate``, one that calls, and yield them with the address."""
+    return _planes
+
+
+@pytest.fixture
+def dial() -> Callable[[str], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
+    """Open a socket to a ``tcp://`` address."""
+    return _dial
+
+
+@pytest.fixture
+def send_and_read() -> Callable[[str, bytes], Awaitable[bytes]]:
+    """Send bytes on a socket of its own and return all that comes back until the server closes."""
+    return _send_and_read
+
+
+@asynccontextmanager
+async def _planes(
+    handler: RequestHandler | None = None, **options: Any
+) -> AsyncIterator[tuple[TcpRequestPlane, TcpRequestPlane, str]]:
+    server, client = (
+        TcpRequestPlane("tcp://127.0.0.1:0", clock=SystemClock(), options=PlaneOptions(**options)) for _ in range(2)
+    )
+    await server.start()
+    await client.start()
+    try:
+        served = await server.serve(EndpointId("test", "backend", "generate"), handler or _echo)
+        yield server, client, served.address
+    finally:
+        await client.close()
+        await server.close()
+
+
+async def _echo(payload: bytes, context: RequestContext, sink: ResponseSink) -> None:
+    sink.send(payload)
+
+
+async def _dial(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def _send_and_read(address: str, data: bytes) -> bytes:
+    reader, writer = await _dial(address)
+    writer.write(data)
+    try:
+        async with asyncio.timeout(10):
+            return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()

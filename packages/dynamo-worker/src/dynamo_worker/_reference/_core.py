@@ -161,7 +161,27 @@ class EngineCore:
         """Copy out the longest known prefix of blocks."""
         return self.cache.read_blocks([block.block_id for block in self.pool.get_computed_blocks(hashes)])
 
-    def write_blocks(self, descriptors: Items[BlockDescriptor], data: Items[bytes]) -> int:
+    def read_blocks_into(self, hashes: Items[int], buffer: memoryview) -> int:
+        """Copy the longest known prefix of blocks to the start of a buffer; return how many."""
+        found = self.pool.get_computed_blocks(hashes)
+        self.cache.read_blocks_into([block.block_id for block in found], buffer)
+        return len(found)
+
+    def match_blocks(self, hashes: Items[int]) -> int:
+        """Return the length of the longest known prefix of blocks."""
+        return len(self.pool.get_computed_blocks(hashes))
+
+    def hold_blocks(self, hashes: Items[int]) -> int:
+        """Hold the longest known prefix of blocks as a sequence would; return its length."""
+        found = self.pool.get_computed_blocks(hashes)
+        self.pool.touch(found)
+        return len(found)
+
+    def release_blocks(self, hashes: Items[int]) -> None:
+        """Let go of held blocks; while they were held nobody could replace them."""
+        self.pool.free(self.pool.get_computed_blocks(hashes))
+
+    def write_blocks(self, descriptors: Items[BlockDescriptor], data: Items[bytes | memoryview]) -> int:
         """Put blocks of one sequence into the cache; return how many of them, from the start, are there now."""
         if not descriptors:
             return 0

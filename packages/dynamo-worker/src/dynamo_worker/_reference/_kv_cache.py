@@ -36,6 +36,13 @@ class KVCache:
         """Copy blocks out."""
         return [self.data[:, block_id].transpose(0, 3, 1, 2, 4).tobytes() for block_id in block_ids]
 
+    def read_blocks_into(self, block_ids: Sequence[int], buffer: memoryview) -> None:
+        """Copy blocks to the start of a buffer, which must have room for them."""
+        count = len(block_ids)
+        out = np.frombuffer(buffer, dtype=self.data.dtype, count=count * self._layout.block_bytes // self.data.itemsize)
+        for content, block_id in zip(out.reshape(count, *self._layout.shape), block_ids, strict=True):
+            content[...] = self.data[:, block_id].transpose(0, 3, 1, 2, 4)
+
     def write_blocks(self, block_ids: Sequence[int], data: Sequence[bytes | memoryview]) -> None:
         """Copy blocks in.
 

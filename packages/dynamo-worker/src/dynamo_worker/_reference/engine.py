@@ -17,9 +17,10 @@ from dynamo_core.kv import BlockAccess, BlockDescriptor
 from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
+from dynamo_worker._mailbox import Mailbox
 from dynamo_worker._reference._assembly import LoadedEngine, load_engine
 from dynamo_worker._reference._core import ActiveRequest, Output, StepStats
-from dynamo_worker._reference._delivery import Delivery, Mailbox
+from dynamo_worker._reference._delivery import Delivery
 from dynamo_worker._reference._events import BlockEvents
 from dynamo_worker._reference._metrics import EngineMetrics
 from dynamo_worker._reference._scheduler import waiting_prefill_tokens
@@ -132,7 +133,7 @@ class ReferenceEngine:
         running = self._require_running()
         return await running.thread.call(lambda: running.core.read_blocks(sequence_hashes))
 
-    async def import_blocks(self, blocks: Sequence[BlockDescriptor], data: Sequence[bytes]) -> int:
+    async def import_blocks(self, blocks: Sequence[BlockDescriptor], data: Sequence[bytes | memoryview]) -> int:
         """Put consecutive blocks of one sequence into the cache; return how many, from the start, are there now.
 
         Blocks whose parents the device lacks are not taken: nobody could find them.
@@ -142,6 +143,26 @@ class ReferenceEngine:
         """
         running = self._require_running()
         return await running.thread.call(lambda: running.core.write_blocks(blocks, data))
+
+    async def match_blocks(self, sequence_hashes: Sequence[int]) -> int:
+        """Return how many of these blocks, from the start, the device holds."""
+        running = self._require_running()
+        return await running.thread.call(lambda: running.core.match_blocks(sequence_hashes))
+
+    async def hold_blocks(self, sequence_hashes: Sequence[int]) -> int:
+        """Keep the longest prefix of these blocks that the device holds until released; return its length."""
+        running = self._require_running()
+        return await running.thread.call(lambda: running.core.hold_blocks(sequence_hashes))
+
+    async def release_blocks(self, sequence_hashes: Sequence[int]) -> None:
+        """Let go of blocks that ``hold_blocks`` kept."""
+        running = self._require_running()
+        await running.thread.call(lambda: running.core.release_blocks(sequence_hashes))
+
+    async def read_blocks_into(self, sequence_hashes: Sequence[int], buffer: memoryview) -> int:
+        """Copy the longest prefix of these blocks that the device holds to the start of ``buffer``."""
+        running = self._require_running()
+        return await running.thread.call(lambda: running.core.read_blocks_into(sequence_hashes, buffer))
 
     async def clear_kv_blocks(self) -> int:
         """Drop the cached blocks that no request holds, and those of lower tiers; return how many on the device."""

@@ -305,6 +305,7 @@ EXAMPLES: dict[str, Any] = {
         loads={"ff": _LOAD},
         passes=(_FORWARD_PASS,),
         stale=("loads",),
+        roles={"ff": "decode"},
     ),
     "dynamo.scaling_decision.v1": ScalingDecision(
         decision_id=3,
@@ -315,6 +316,7 @@ EXAMPLES: dict[str, Any] = {
         explanation="3.6 replicas needed for 100 requests",
         values={"needed": 3.6},
         advisory=True,
+        reasons={"throughput": "set_lower_bound", "load.worker": "scale_up"},
     ),
     "dynamo.transfer_request.v1": TransferRequest(
         transfer_id="t-1",

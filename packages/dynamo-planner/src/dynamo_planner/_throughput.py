@@ -1,0 +1,121 @@
+"""The throughput part: forecast, capacity, replicas that must be there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dynamo_core.planning import Observation, PoolState, TrafficStats, total_traffic
+from dynamo_planner._capacity import CapacityModel, Slo
+from dynamo_planner._correct import Headroom
+from dynamo_planner._forecast import WorkloadForecaster, usable
+from dynamo_planner._observe import TrafficWindow, WindowBuilder
+from dynamo_planner._observe import usable as true_report
+from dynamo_planner._reasons import Reason
+
+EPSILON = 1e-9
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What one part proposes.
+
+    Attributes:
+        replicas: Wanted by role; empty if it knows too little.
+        reason: Why.
+        values: Numbers behind it.
+    """
+
+    replicas: dict[str, int] = field(default_factory=dict[str, int])
+    reason: Reason = Reason.NO_CHANGE
+    values: dict[str, float] = field(default_factory=dict[str, float])
+
+
+class ThroughputPart:
+    """Turns traffic into the replicas that the expected load needs.
+
+    Args:
+        models: Capacity model by role.
+        forecaster: Forecasts of the workload.
+        slo: Latency targets.
+        window_s: Seconds of a window.
+        headroom: Correction by observed latency.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, CapacityModel],
+        forecaster: WorkloadForecaster,
+        slo: Slo,
+        *,
+        window_s: float,
+        headroom: Headroom,
+    ) -> None:
+        self._models = dict(models)
+        self._forecaster = forecaster
+        self._slo = slo
+        self._builder = WindowBuilder(window_s)
+        self._headroom = headroom
+        self._last = Proposal(reason=Reason.INSUFFICIENT_DATA)
+
+    def propose(self, observation: Observation, pools: Mapping[str, PoolState]) -> Proposal:
+        """Take the next observation. Between the ends of windows the last proposal stands."""
+        traffic = total_traffic(observation.traffic)
+        if traffic is None or "traffic" in observation.stale or not true_report(traffic):
+            # A hole must not be bridged: a window over it would spread few requests over too long a time.
+            self._builder.reset()
+            return Proposal(reason=Reason.NO_TRAFFIC_DATA)
+        window = self._builder.add(traffic)
+        if window is not None:
+            self._forecaster.observe(window)
+            self._headroom.update(window)
+            self._last = self._plan(window, pools)
+        return self._woken(traffic, pools) or self._last
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing came for so long that nothing is expected."""
+        return self._forecaster.idle
+
+    def reset(self) -> None:
+        """Drop the window that is being built."""
+        self._builder.reset()
+
+    def _woken(self, traffic: TrafficStats, pools: Mapping[str, PoolState]) -> Proposal | None:
+        """Ask for one replica of each role at once when requests meet none."""
+        if not (traffic.requests or traffic.errors) or all(pool.desired for pool in pools.values()):
+            return None
+        asked = {role: max(1, self._last.replicas.get(role, 0)) for role in pools}
+        self._last = Proposal(asked, Reason.WAKE, {"requests": float(traffic.requests)})
+        return self._last
+
+    def _plan(self, window: TrafficWindow, pools: Mapping[str, PoolState]) -> Proposal:
+        startup_s = max((pool.startup_s or 0.0 for pool in pools.values()), default=0.0)
+        forecast = self._forecaster.forecast(startup_s)
+        if not usable(forecast):
+            return Proposal(reason=Reason.PREDICT_FAILED)
+        values = {
+            "observed_requests_per_second": window.requests_s,
+            "predicted_requests_per_second": forecast.requests_s,
+            "planned_requests_per_second": forecast.workload.requests_s,
+            "predicted_input_tokens": forecast.workload.isl,
+            "predicted_output_tokens": forecast.workload.osl,
+            "predicted_cached_share": forecast.workload.cached_share,
+            "horizon_windows": float(forecast.horizon),
+            "headroom": self._headroom.factor,
+            "missed_share": self._headroom.missed,
+        }
+        replicas: dict[str, int] = {}
+        for role in pools:
+            model = self._models[role]
+            if not model.ready:
+                return Proposal(reason=Reason.MODEL_NOT_READY, values=values)
+            need = model.need(forecast.workload, self._slo)
+            replicas[role] = math.ceil(need.replicas * self._headroom.factor - EPSILON)
+            values[f"{role}.needed_replicas"] = float(need.replicas)
+            values[f"{role}.meets_slo"] = float(need.meets_slo)
+            for name, value in (("requests_s", need.engine_requests_s), ("ttft_s", need.ttft_s), ("itl_s", need.itl_s)):
+                if math.isfinite(value) and value > 0:
+                    values[f"{role}.engine_{name}"] = value
+        return Proposal(replicas, Reason.SCALE, values)
