@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError, InternalError
@@ -24,7 +26,7 @@ from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
 from dynamo_kvbm._tiers.base import Spill, require_pieces
-from dynamo_kvbm._tiers.slot_file import RECORD, SlotFile, StoredBlock, data_checksum, slot_stride
+from dynamo_kvbm._tiers.slot_file import RECORD, SlotFile, StoredBlock, aligned_bytes, data_checksum, slot_stride
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,6 +80,7 @@ class DiskTier:
         self._capacity = capacity_blocks
         self._block_bytes = block_bytes
         self._slots_per_segment = max(1, min(capacity_blocks, SEGMENT_BYTES // slot_stride(block_bytes)))
+        self._stride = slot_stride(block_bytes)
         self._direct = direct
         self._folder = folder
         self._owner = _take_folder(folder, {"format": FORMAT, "block_bytes": block_bytes, "blocks_of": fingerprint})
@@ -155,12 +158,15 @@ class DiskTier:
         return [place.stored.descriptor.sequence_hash for place in victims]
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
-        """Return the bytes of each block, None for those that are absent or damaged; damaged ones are dropped."""
+        """Return the bytes of each block, None for those that are absent or damaged; damaged ones are dropped.
+
+        The blocks of one call share one piece of memory, which goes when the last of them does.
+        """
         with self._lock:
             places = [self._places.get(sequence_hash) for sequence_hash in sequence_hashes]
             found = [place.stored.descriptor.sequence_hash for place in places if place is not None]
             self._order.pin(found)
-        data = self._each(lambda place: None if place is None else self._read(place), places)
+        data = self._read_all(places)
         with self._lock:
             self._order.unpin(found)
             for place, piece in zip(places, data, strict=True):
@@ -294,9 +300,17 @@ class DiskTier:
             self._places[block.sequence_hash] = _Place(segment, slot, stored)
             self._order.insert([(block.sequence_hash, block.parent_hash)])
 
-    def _read(self, place: _Place) -> memoryview | None:
+    def _read_all(self, places: Sequence[_Place | None]) -> list[memoryview | None]:
+        # One large piece of memory costs a few huge pages, many small ones cost a fault for each of their pages.
+        memory = aligned_bytes(self._stride * sum(place is not None for place in places))
+        pieces = iter(memory.reshape(-1, self._stride))
+        work = [None if place is None else (place, next(pieces)) for place in places]
+        return self._each(lambda pair: None if pair is None else self._read(*pair), work)
+
+    def _read(self, place: _Place, into: NDArray[np.uint8] | None = None) -> memoryview | None:
         try:
-            data = self._segments[place.segment].read(place.slot)
+            memory = aligned_bytes(self._stride) if into is None else into
+            data = self._segments[place.segment].read(place.slot, memory)
         except OSError as error:
             _log.warning("disk tier cannot read", folder=str(self._folder), error=str(error))
             return None

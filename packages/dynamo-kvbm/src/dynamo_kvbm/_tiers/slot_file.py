@@ -93,11 +93,15 @@ class SlotFile:
             if whole_record(record):
                 yield int(slot), stored_block(record)
 
-    def read(self, slot: int) -> memoryview:
-        """Return a slot's bytes; shorter than a slot if the file was cut. The caller compares the checksum."""
-        data = aligned_bytes(self._stride)
-        count = os.preadv(self._data, [data.data], slot * self._stride)
-        return data[: min(count, self._slot_bytes)].data
+    def read(self, slot: int, into: NDArray[np.uint8]) -> memoryview:
+        """Read a slot and return its bytes; shorter than a slot if the file was cut. The caller compares the checksum.
+
+        Args:
+            slot: Which.
+            into: Memory of one ``slot_stride``, at a page's start; see ``aligned_bytes``.
+        """
+        count = os.preadv(self._data, [into.data], slot * self._stride)
+        return into[: min(count, self._slot_bytes)].data
 
     def write(self, slot: int, block: BlockDescriptor, data: bytes | memoryview) -> StoredBlock:
         """Write a block, then the record that names it."""
