@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamo_core.component import ComponentContext
-from dynamo_core.discovery import Discovery, WatchSynced, quote_segment
+from dynamo_core.discovery import Discovery, RecordPut, WatchSynced, quote_segment
 from dynamo_core.errors import ConfigurationError, InvalidRequestError, NotFoundError, UnavailableError
 from dynamo_core.planning import PoolState, ScalingTarget
 
