@@ -63,7 +63,7 @@ class Codec(Generic[T]):
         """
         try:
             return self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BackendProtocolError(f"payload is not {self.schema}: {error}", reason="backend.protocol") from error
 
 
@@ -76,14 +76,14 @@ class KvEventBatchCodec(Codec[KvEventBatch]):
             return self._decoder.decode(payload)
         except msgspec.ValidationError:
             return self._decode_each(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BackendProtocolError(f"payload is not {self.schema}: {error}") from error
 
     def _decode_each(self, payload: Payload) -> KvEventBatch:
         try:
             raw = msgspec.msgpack.decode(payload, type=_RawBatch)
             events = tuple(_decode_event(item) for item in raw.events)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BackendProtocolError(f"payload is not {self.schema}: {error}") from error
         return KvEventBatch(raw.worker, events, raw.block_size, raw.algorithm, raw.timestamp_s, raw.full_dump)
 

@@ -168,6 +168,19 @@ def test_truncated_payload_is_refused(schema: str, data: st.DataObject) -> None:
         codec.decode(whole[:cut])
 
 
+@pytest.mark.parametrize("codec", [wire.GENERATE_REQUEST, wire.EVENT_ENVELOPE, wire.KV_EVENT_BATCH])
+def test_text_that_is_no_utf8_is_refused(codec: wire.Codec[Any]) -> None:
+    broken = b"\xa2\xff\xfe"  # a msgpack string of two bytes that no UTF-8 decoder takes
+    payloads = [
+        b"\x81" + broken + b"\x01",
+        b"\x91" + broken,
+        b"\x82\xa6worker\x92\x01\x00\xa6events\x91\x81\xa4type" + broken,
+    ]
+    for payload in payloads:
+        with pytest.raises(BackendProtocolError, match=codec.schema):
+            codec.decode(payload)
+
+
 _u64 = st.integers(0, (1 << 64) - 1)
 _hashes = st.lists(_u64, max_size=5).map(pack_hashes)
 _tier = st.sampled_from([tier for tier in Tier if tier is not Tier.UNKNOWN])

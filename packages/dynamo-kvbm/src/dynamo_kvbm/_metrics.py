@@ -7,20 +7,34 @@ from dynamo_core.telemetry import Metrics
 OFFLOADED_BLOCKS = "dynamo_kvbm_offloaded_blocks_total"
 ONBOARDED_BLOCKS = "dynamo_kvbm_onboarded_blocks_total"
 EVICTED_BLOCKS = "dynamo_kvbm_evicted_blocks_total"
+DROPPED_BLOCKS = "dynamo_kvbm_dropped_blocks_total"
 MATCHED_BLOCKS = "dynamo_kvbm_matched_blocks_total"
 REQUESTED_BLOCKS = "dynamo_kvbm_requested_blocks_total"
+REFUSED_BLOCKS = "dynamo_kvbm_refused_blocks_total"
 USED_BLOCKS = "dynamo_kvbm_used_blocks"
 CAPACITY_BLOCKS = "dynamo_kvbm_capacity_blocks"
+QUEUED_BLOCKS = "dynamo_kvbm_queued_blocks"
+FETCH_SECONDS = "dynamo_kvbm_fetch_seconds_total"
+RECOMPUTE_SECONDS = "dynamo_kvbm_recompute_block_seconds"
 
 
 class KvbmMetrics:
-    """The instruments, bound to one process's labels; every one has the label ``tier``."""
+    """The instruments, bound to one process's labels; those of a tier have the label ``tier``."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.offloaded = metrics.counter(OFFLOADED_BLOCKS, "Blocks copied into a tier.", ("tier",))
         self.onboarded = metrics.counter(ONBOARDED_BLOCKS, "Blocks copied from a tier to the device.", ("tier",))
-        self.evicted = metrics.counter(EVICTED_BLOCKS, "Blocks that a tier dropped to make room.", ("tier",))
+        self.evicted = metrics.counter(EVICTED_BLOCKS, "Blocks that left a tier.", ("tier",))
+        self.dropped = metrics.counter(
+            DROPPED_BLOCKS, "Blocks that never reached a tier, by reason: queue_full, write_failed.", ("tier", "reason")
+        )
         self.matched = metrics.counter(MATCHED_BLOCKS, "Blocks found by prefix matches.", ("tier",))
         self.requested = metrics.counter(REQUESTED_BLOCKS, "Blocks asked for by prefix matches.")
+        self.refused = metrics.counter(
+            REFUSED_BLOCKS, "Blocks found but not offered, since computing them is faster.", ("tier",)
+        )
         self.used = metrics.gauge(USED_BLOCKS, "Blocks held.", ("tier",))
         self.capacity = metrics.gauge(CAPACITY_BLOCKS, "Most blocks held.", ("tier",))
+        self.queued = metrics.gauge(QUEUED_BLOCKS, "Blocks staged for a tier and not yet written.", ("tier",))
+        self.fetch_s = metrics.counter(FETCH_SECONDS, "Time spent on fetching blocks.", ("tier",))
+        self.recompute_s = metrics.gauge(RECOMPUTE_SECONDS, "Time to compute one block, smoothed.")

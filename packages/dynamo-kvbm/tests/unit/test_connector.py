@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_a_full_tier_says_what_it_dropped_and_never_announces_what_it_did_not_ke
     for change in changes:
         present -= set(change.removed)
         present |= {item.sequence_hash for item in change.stored}
-    assert present == {item for item in (11, 12, 21, 22, 23) if connector.host.contains([item])[0]}
+    assert present == {item for item in (11, 12, 21, 22, 23) if connector.manager.contains([item])[0]}
     assert len(present) == 2
 
 
@@ -91,8 +92,11 @@ def test_clear_announces_the_removal() -> None:
         ({"host_blocs": 4}, "host_blocs"),
         ({"host_blocks": -1}, "host_blocks"),
         ({"offload": "sometimes"}, "offload"),
-        ({"eviction": "clairvoyant"}, "clairvoyant.*installed: arc, lru, s3fifo"),
+        ({"eviction": "clairvoyant"}, "clairvoyant.*installed: arc, hinted, lineage, lru"),
         ({"host_blocks": 0, "host_bytes": 0}, "leave the connector out"),
+        ({"disk_dir": "d"}, "disk_dir needs model"),
+        ({"disk_blocks": 4}, "disk_blocks needs disk_dir"),
+        ({"disk_dir": "d", "model": "m", "disk_bytes": 0}, "disk_blocks and disk_bytes"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
@@ -123,3 +127,29 @@ def test_metrics_count_blocks_by_tier() -> None:
     assert value("dynamo_kvbm_offloaded_blocks_total", labels) == 2
     assert value("dynamo_kvbm_evicted_blocks_total", labels) == 1
     assert value("dynamo_kvbm_used_blocks", labels) == 1
+
+
+def test_the_second_touch_policy_copies_what_was_computed_again() -> None:
+    connector, changes = bound(DeviceBlocks(4), host_blocks=4, offload="second-touch")
+    connector.on_register(chain(11), [0])
+    connector.on_evict(chain(11), [0])
+    assert changes == []
+    connector.on_register(chain(11), [0])
+    assert [len(change.stored) for change in changes] == [1]
+
+
+def test_a_disk_tier_survives_the_connector_and_keeps_to_its_model(tmp_path: Path) -> None:
+    options: dict[str, object] = {"host_blocks": 1, "disk_dir": str(tmp_path), "disk_blocks": 4, "model": "m@1"}
+    device = DeviceBlocks(4)
+    connector, _ = bound(device, **options)
+    connector.on_evict(chain(11, 12), [0, 1])
+    connector.on_evict(chain(21), [2])
+    connector.close()
+    again, changes = bound(device, **options)
+    assert [change.tier for change in changes] == [Tier.DISK]
+    assert again.onboard([11], [3]) == 1
+    assert device.data[3] == device.data[0]
+    again.close()
+    with pytest.raises(ConfigurationError, match="m@1"):
+        bound(device, **options | {"model": "m@2"})
+    bound(device, **options)[0].close()

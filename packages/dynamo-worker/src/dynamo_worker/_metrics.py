@@ -24,6 +24,13 @@ KV_USED_BLOCKS = "dynamo_worker_kv_used_blocks"
 KV_TOTAL_BLOCKS = "dynamo_worker_kv_total_blocks"
 MODEL_LOAD_SECONDS = "dynamo_worker_model_load_seconds"
 
+REMOTE_PREFILLS_TOTAL = "dynamo_worker_remote_prefills_total"
+KV_LEASES = "dynamo_worker_kv_leases"
+KV_LEASES_EXPIRED_TOTAL = "dynamo_worker_kv_leases_expired_total"
+KV_TRANSFER_BLOCKS_TOTAL = "dynamo_worker_kv_transfer_blocks_total"
+KV_TRANSFER_BYTES_TOTAL = "dynamo_worker_kv_transfer_bytes_total"
+KV_TRANSFER_SECONDS = "dynamo_worker_kv_transfer_seconds"
+
 
 class WorkerMetrics:
     """The metrics of one worker, bound to its scope."""
@@ -49,3 +56,9 @@ class WorkerMetrics:
         self.kv_used_blocks = gauge(KV_USED_BLOCKS, "Device blocks in use", ["dp_rank"])
         self.kv_total_blocks = gauge(KV_TOTAL_BLOCKS, "Device blocks in all", ["dp_rank"])
         self.model_load = gauge(MODEL_LOAD_SECONDS, "Seconds the engine took to start")
+        self.remote_prefills = counter(REMOTE_PREFILLS_TOTAL, "Prompts computed elsewhere, or why not", ["outcome"])
+        self.kv_leases = gauge(KV_LEASES, "Holds on computed blocks that wait to be pulled")
+        self.kv_leases_expired = counter(KV_LEASES_EXPIRED_TOTAL, "Holds that ended without a pull")
+        self.kv_transfer_blocks = counter(KV_TRANSFER_BLOCKS_TOTAL, "KV blocks moved between workers", ["direction"])
+        self.kv_transfer_bytes = counter(KV_TRANSFER_BYTES_TOTAL, "KV bytes received from other workers")
+        self.kv_transfer_seconds = histogram(KV_TRANSFER_SECONDS, "Seconds to send the blocks of one prompt")

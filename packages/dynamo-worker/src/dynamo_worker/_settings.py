@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,16 +17,31 @@ _NEEDS: dict[str, tuple[str, str]] = {
 """Options that have an effect only if another one is set: name, and how to set it."""
 
 
+_ROLES: dict[str, tuple[str, ...]] = {
+    "prefill_component": ("decode",),
+    "remote_prefill_threshold_tokens": ("decode",),
+    "prefill_timeout_s": ("decode",),
+    "local_prefill": ("decode",),
+    "kv_lease_s": ("prefill",),
+    "kv_transfer_timeout_s": ("prefill", "decode"),
+    "kv_shared_memory": ("prefill", "decode"),
+}
+"""Options that have an effect in some roles only."""
+
+
 class WorkerSettings(DynamoSettings):
     """Engine host: what to run, how to register it, and the limits around it."""
 
     component: ClassVar[str] = "worker"
 
     engine: str = Field(default="reference", min_length=1, description="engine plug-in to host")
+    role: Literal["agg", "prefill", "decode"] = Field(
+        default="agg", description="part in serving a model: agg, prefill or decode"
+    )
     worker_component: str = Field(
-        default="backend",
-        pattern=r"^[A-Za-z0-9_-]{1,128}$",
-        description="component part of the endpoint",
+        default="",
+        pattern=r"^[A-Za-z0-9_-]{0,128}$",
+        description="component part of the endpoint; prefill for prefill workers, else backend, if empty",
     )
     worker_endpoint: str = Field(
         default="generate",
@@ -34,6 +49,7 @@ class WorkerSettings(DynamoSettings):
         description="last part of the endpoint",
     )
     served_model_name: str = Field(default="", description="model name clients use; the engine's own if empty")
+    model_aliases: list[str] = Field(default_factory=list[str], description="further names under which it is served")
     lease_ttl_s: float = Field(
         default=10.0, gt=0, le=3600, description="seconds a dead worker stays in discovery at most"
     )
@@ -66,6 +82,29 @@ class WorkerSettings(DynamoSettings):
     kv_connector_options: dict[str, Any] = Field(
         default_factory=dict[str, Any], description="options of the block manager, as JSON"
     )
+    prefill_component: str = Field(
+        default="prefill",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="component of the prefill workers that a decode worker asks",
+    )
+    remote_prefill_threshold_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="uncached prompt tokens from which a decode worker asks a prefill worker itself; never if unset",
+    )
+    prefill_timeout_s: float = Field(
+        default=30.0, gt=0, description="seconds a decode worker waits for a prompt from elsewhere, transfer included"
+    )
+    local_prefill: bool = Field(
+        default=True, description="compute the prompt on the decode worker if it cannot come from elsewhere"
+    )
+    kv_lease_s: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds a prefill worker keeps a prompt's blocks for a decode worker"
+    )
+    kv_transfer_timeout_s: float = Field(default=10.0, gt=0, description="seconds a transfer of one prompt may take")
+    kv_shared_memory: bool = Field(
+        default=True, description="move KV through shared memory between workers of one host"
+    )
     tool_call_parser: str = Field(default="", description="parser of tool calls that frontends use for this model")
     reasoning_parser: str = Field(default="", description="parser of reasoning that frontends use for this model")
     canary_idle_s: float = Field(
@@ -73,12 +112,23 @@ class WorkerSettings(DynamoSettings):
     )
     probe_timeout_s: float = Field(default=3.0, gt=0, description="seconds in which a probe must be answered")
 
+    @property
+    def component_name(self) -> str:
+        """Component part of the endpoint."""
+        return self.worker_component or ("prefill" if self.role == "prefill" else "backend")
+
     @model_validator(mode="after")
     def _refuse_ignored_options(self) -> Self:
         for name, (owner, remedy) in _NEEDS.items():
             if name in self.model_fields_set and not getattr(self, owner):
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{flag} has no effect here; give {remedy} too, or leave {flag} out")
+        for name, roles in _ROLES.items():
+            if name in self.model_fields_set and self.role not in roles:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(
+                    f"{flag} has no effect in role {self.role}; use --role {' or '.join(roles)}, or leave it out"
+                )
         if self.load_heartbeat_s < self.load_interval_s:
             raise ValueError(
                 f"--load-heartbeat-s {self.load_heartbeat_s} is less than --load-interval-s {self.load_interval_s}; "

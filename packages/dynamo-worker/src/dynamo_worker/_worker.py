@@ -13,7 +13,7 @@ import structlog
 
 from dynamo_core.component import ComponentContext, Health
 from dynamo_core.discovery import Instance, ModelRecord
-from dynamo_core.engine import Engine, EngineConfig, EngineContext, SupportsKvBlocks, SupportsKvEvents
+from dynamo_core.engine import Engine, EngineConfig, EngineContext, SupportsKvBlocks, SupportsKvEvents, SupportsLora
 from dynamo_core.enums import HealthState
 from dynamo_core.errors import ConfigurationError, ConflictError, DynamoError, InternalError, UnavailableError
 from dynamo_core.ids import EndpointId, InstanceId, WorkerId, format_instance_id, new_instance_id
@@ -23,10 +23,12 @@ from dynamo_worker._admin import AdminRoutes
 from dynamo_worker._admission import Admission
 from dynamo_worker._connectors import load_connector
 from dynamo_worker._deadline import within
+from dynamo_worker._disagg.role import Role
 from dynamo_worker._handler import GenerateHandler
 from dynamo_worker._kv_publisher import KvPublisher
 from dynamo_worker._kv_query import KvQueryHandler
 from dynamo_worker._load_reports import LoadReports, ranks
+from dynamo_worker._lora_records import LoraRecords
 from dynamo_worker._metrics import WorkerMetrics
 from dynamo_worker._model_card import make_card
 from dynamo_worker._probe import Probe
@@ -60,7 +62,7 @@ class Worker:
         instance_id: InstanceId | None = None,
     ) -> None:
         self.instance_id = instance_id if instance_id is not None else new_instance_id()
-        self.endpoint = EndpointId(context.namespace, settings.worker_component, settings.worker_endpoint)
+        self.endpoint = EndpointId(context.namespace, settings.component_name, settings.worker_endpoint)
         self._context = context
         self._settings = settings
         self._engine = engine
@@ -72,6 +74,7 @@ class Worker:
         self._registration: Registration | None = None
         self._watch: EngineWatch | None = None
         self._served: ServedEndpoint | None = None
+        self._role: Role | None = None
         self._check_engine()
 
     @property
@@ -94,12 +97,13 @@ class Worker:
         self._context.health.register(self.name, self.health)
         self._exit.callback(self._context.health.unregister, self.name)
         self._health = Health(HealthState.STARTING, "loading the model")
-        config = await self._start_engine()
+        role = await self._take_role(await self._start_engine())
+        config = role.config
         publishers = await self._publish_kv_events(config)
         served = await self._serve(config)
         queries = await self._serve_kv_queries(publishers)
         await self._watch_engine(config, served)
-        await self._register(config, served, queries)
+        await self._register(config, served, [*role.instances, queries] if queries is not None else role.instances)
         self._health = Health(HealthState.READY, f"serving {config.model}")
         log.info("worker ready", worker=self.name, endpoint=str(self.endpoint), model=config.model)
 
@@ -109,7 +113,7 @@ class Worker:
         await self.pause(timeout_s)
         left = max(deadline - self._context.clock.monotonic(), _ENGINE_DRAIN_S)
         try:
-            await within(self._context.clock, left, self._engine.drain())
+            await within(self._context.clock, left, self._drain_engine())
         except TimeoutError:
             log.warning("engine did not drain in time", worker=self.name, seconds=left)
 
@@ -158,6 +162,7 @@ class Worker:
         """Return state, requests in flight, and whether the process may go."""
         running = len(self._handler.active) if self._handler is not None else 0
         registered = self._registration is not None and self._registration.registered
+        transfers = self._role.kv_transfers if self._role is not None else None
         state = _STATES.get(self._health.state, self._health.state.value)
         if state == "draining" and not running:
             state = "drained"
@@ -166,8 +171,8 @@ class Worker:
             "reason": self._health.reason,
             "instance_id": format_instance_id(self.instance_id),
             "inflight_requests": running,
-            "kv_transfers": "not_applicable",
-            "safe_to_delete": not running and not registered,
+            "kv_transfers": "not_applicable" if transfers is None else transfers,
+            "safe_to_delete": not running and not registered and not transfers,
             "discovery_registered": registered,
         }
 
@@ -203,6 +208,19 @@ class Worker:
             ) from error
         self._metrics.model_load.set(self._context.clock.monotonic() - begun)
         return config
+
+    async def _take_role(self, config: EngineConfig) -> Role:
+        self._role = role = Role(
+            self._engine, config, settings=self._settings, context=self._context, metrics=self._metrics
+        )
+        self._exit.push_async_callback(role.close)
+        await role.start(self.endpoint, self.instance_id, _facts())
+        return role
+
+    async def _drain_engine(self) -> None:
+        if self._role is not None:
+            await self._role.wait_pulled()
+            await self._role.engine.drain()
 
     async def _cleanup_engine(self) -> None:
         try:
@@ -248,8 +266,9 @@ class Worker:
             clock=self._context.clock,
             metrics=self._metrics,
         )
+        assert self._role is not None
         self._handler = GenerateHandler(
-            self._engine,
+            self._role.engine,
             settings=settings,
             admission=admission,
             clock=self._context.clock,
@@ -303,29 +322,36 @@ class Worker:
             self._exit.push_async_callback(_cancelled, task)
         self._exit.push_async_callback(self._watch.close)
 
-    async def _register(self, config: EngineConfig, served: ServedEndpoint, queries: Instance | None) -> None:
+    async def _register(self, config: EngineConfig, served: ServedEndpoint, others: list[Instance]) -> None:
         card = await asyncio.to_thread(
             make_card,
             config,
             served_model_name=self._settings.served_model_name,
             tool_call_parser=self._settings.tool_call_parser,
             reasoning_parser=self._settings.reasoning_parser,
-            kv_queries=queries is not None,
+            kv_queries=any(item.endpoint.endpoint == KV_QUERY_ENDPOINT for item in others),
+            aliases=self._settings.model_aliases,
         )
         instance = Instance(self.endpoint, self.instance_id, served.address, types=config.types, metadata=_facts())
+        record = ModelRecord(self.endpoint, self.instance_id, card)
         self._registration = Registration(
             self._context.discovery,
-            instances=[instance, queries] if queries is not None else [instance],
-            model=ModelRecord(self.endpoint, self.instance_id, card),
+            instances=[instance, *others],
+            model=record,
             lease_ttl_s=self._settings.lease_ttl_s,
         )
         self._exit.push_async_callback(self._registration.close)
         await self._registration.join()
+        loras = None
+        if isinstance(self._engine, SupportsLora):
+            loras = LoraRecords(self._engine, record, self._registration)
+            await loras.publish_loaded()
         routes = AdminRoutes(
             self._context.admin_routes,
             instance=format_instance_id(self.instance_id),
             worker=self,
             engine=self._engine,
+            loras=loras,
         )
         self._exit.callback(routes.remove)
 

@@ -8,13 +8,13 @@ back from a ghost list moves the target size between the two in its favour.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from dynamo_core.errors import InternalError
-from dynamo_kvbm._eviction.base import Lineage
+from dynamo_kvbm._eviction.base import LeafOrder
 
 
-class ArcOrder:
+class ArcOrder(LeafOrder):
     """Balances recency and frequency by what was missed.
 
     Args:
@@ -24,17 +24,11 @@ class ArcOrder:
     def __init__(self, capacity_blocks: int) -> None:
         self._capacity = capacity_blocks
         self._target = 0.0
-        self._lineage = Lineage()
+        super().__init__()
         self._recent: OrderedDict[int, None] = OrderedDict()
         self._frequent: OrderedDict[int, None] = OrderedDict()
         self._recent_ghosts: OrderedDict[int, None] = OrderedDict()
         self._frequent_ghosts: OrderedDict[int, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._lineage)
-
-    def __contains__(self, sequence_hash: int) -> bool:
-        return sequence_hash in self._lineage
 
     def insert(self, blocks: Sequence[tuple[int, int | None]]) -> None:
         """Add blocks: to ``frequent`` those that a ghost list remembers, to ``recent`` the others."""
@@ -49,23 +43,6 @@ class ArcOrder:
             self._recent.pop(sequence_hash, None)
             self._frequent[sequence_hash] = None
             self._frequent.move_to_end(sequence_hash)
-
-    def pin(self, sequence_hashes: Iterable[int]) -> None:
-        """Keep blocks from eviction."""
-        self._lineage.pin(sequence_hashes)
-
-    def unpin(self, sequence_hashes: Iterable[int]) -> None:
-        """Take back one pin of each block."""
-        self._lineage.unpin(sequence_hashes)
-
-    def discard(self, sequence_hash: int) -> bool:
-        """Remove a block unless it is pinned or not held; it leaves no ghost."""
-        if sequence_hash not in self._lineage or self._lineage.pinned(sequence_hash):
-            return False
-        self._recent.pop(sequence_hash, None)
-        self._frequent.pop(sequence_hash, None)
-        self._lineage.remove(sequence_hash)
-        return True
 
     def evict(self) -> int | None:
         """Remove and return the oldest unpinned leaf of the list that exceeds its target, else of the other."""
@@ -91,6 +68,11 @@ class ArcOrder:
         ghosts = (self._recent_ghosts, self._frequent_ghosts)
         if any(block in self._lineage for one in ghosts for block in one):
             raise InternalError("a ghost is held")
+
+    def _drop(self, sequence_hash: int) -> None:
+        self._recent.pop(sequence_hash, None)
+        self._frequent.pop(sequence_hash, None)
+        self._lineage.remove(sequence_hash)
 
     def _list_for_new(self, sequence_hash: int) -> OrderedDict[int, None]:
         recent, frequent = len(self._recent_ghosts), len(self._frequent_ghosts)

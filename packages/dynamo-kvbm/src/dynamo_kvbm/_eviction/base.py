@@ -6,8 +6,8 @@ at the first hole. So every order evicts leaves only, whatever its rule of prefe
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dynamo_core.errors import InternalError
@@ -54,37 +54,52 @@ class EvictionOrder(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Node:
-    """Books of one block."""
+@runtime_checkable
+class SupportsPriority(Protocol):
+    """An order that weighs blocks; lower goes first."""
 
-    parent: int | None
-    pins: int = 0
+    def prioritise(self, priorities: Iterable[tuple[int, int]]) -> None:
+        """Set the priority of held blocks."""
+        ...
+
+
+@runtime_checkable
+class SupportsHints(Protocol):
+    """An order that listens to what is known of the future."""
+
+    def expect(self, sequence_hashes: Sequence[int], next_use_s: float | None) -> None:
+        """Say when held blocks, in sequence order, will be used next on the order's clock; None for never again."""
+        ...
 
 
 class Lineage:
-    """Who descends from whom, and what is pinned."""
+    """Who descends from whom, and what is pinned.
+
+    Attributes:
+        parents: Parent of each held block; the parent itself may be held or not. To be read only.
+    """
 
     def __init__(self) -> None:
-        self._nodes: dict[int, Node] = {}
+        self.parents: dict[int, int | None] = {}
         # Children are counted by parent hash, held or not: a parent may come back after its children.
         self._children: dict[int, int] = {}
+        self._pins: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self.parents)
 
     def __contains__(self, sequence_hash: int) -> bool:
-        return sequence_hash in self._nodes
+        return sequence_hash in self.parents
 
     def add(self, sequence_hash: int, parent: int | None) -> None:
         """Add a block that is not held."""
-        self._nodes[sequence_hash] = Node(parent)
+        self.parents[sequence_hash] = parent
         if parent is not None:
             self._children[parent] = self._children.get(parent, 0) + 1
 
     def remove(self, sequence_hash: int) -> None:
         """Forget a block."""
-        parent = self._nodes.pop(sequence_hash).parent
+        parent = self.parents.pop(sequence_hash)
         if parent is None:
             return
         left = self._children[parent] - 1
@@ -93,26 +108,33 @@ class Lineage:
         else:
             del self._children[parent]
 
+    def leaf(self, sequence_hash: int) -> bool:
+        """Whether a block has no held child."""
+        return sequence_hash not in self._children
+
     def evictable(self, sequence_hash: int) -> bool:
         """Whether a held block is an unpinned leaf."""
-        return sequence_hash not in self._children and not self._nodes[sequence_hash].pins
+        return sequence_hash not in self._children and sequence_hash not in self._pins
 
     def pinned(self, sequence_hash: int) -> bool:
         """Whether a held block is pinned."""
-        return self._nodes[sequence_hash].pins > 0
+        return sequence_hash in self._pins
 
     def pin(self, sequence_hashes: Iterable[int]) -> None:
         """Add one pin to each block."""
         for sequence_hash in sequence_hashes:
-            self._nodes[sequence_hash].pins += 1
+            self._pins[sequence_hash] = self._pins.get(sequence_hash, 0) + 1
 
     def unpin(self, sequence_hashes: Iterable[int]) -> None:
         """Take one pin from each block."""
         for sequence_hash in sequence_hashes:
-            node = self._nodes[sequence_hash]
-            if node.pins == 0:
+            left = self._pins.get(sequence_hash, 0) - 1
+            if left < 0:
                 raise InternalError(f"block {sequence_hash:#x} is unpinned more often than pinned")
-            node.pins -= 1
+            if left:
+                self._pins[sequence_hash] = left
+            else:
+                del self._pins[sequence_hash]
 
     def upward(self, sequence_hashes: Sequence[int]) -> Iterator[int]:
         """Yield the blocks and all their held ancestors, every child before its parent.
@@ -125,19 +147,53 @@ class Lineage:
             if start in seen:
                 continue
             block: int | None = start
-            while block is not None and (node := self._nodes.get(block)) is not None:
+            while block is not None and block in self.parents:
                 seen.add(block)
                 yield block
-                block = node.parent
+                block = self.parents[block]
 
     def check_integrity(self) -> None:
         """Verify the child counts."""
         counts: dict[int, int] = {}
-        for node in self._nodes.values():
-            if node.parent is not None:
-                counts[node.parent] = counts.get(node.parent, 0) + 1
+        for parent in self.parents.values():
+            if parent is not None:
+                counts[parent] = counts.get(parent, 0) + 1
         if counts != self._children:
             wrong = min(set(counts.items()) ^ set(self._children.items()))[0]
             raise InternalError(
                 f"block {wrong:#x} counts {self._children.get(wrong)} children, has {counts.get(wrong)}"
             )
+        if not self._pins.keys() <= self.parents.keys():
+            raise InternalError("a block that is not held is pinned")
+
+
+class LeafOrder(ABC):
+    """What all orders do alike. A subclass says where blocks go, and which leaf is next."""
+
+    def __init__(self) -> None:
+        self._lineage = Lineage()
+
+    def __len__(self) -> int:
+        return len(self._lineage)
+
+    def __contains__(self, sequence_hash: int) -> bool:
+        return sequence_hash in self._lineage
+
+    def pin(self, sequence_hashes: Iterable[int]) -> None:
+        """Keep blocks from eviction."""
+        self._lineage.pin(sequence_hashes)
+
+    def unpin(self, sequence_hashes: Iterable[int]) -> None:
+        """Take back one pin of each block."""
+        self._lineage.unpin(sequence_hashes)
+
+    def discard(self, sequence_hash: int) -> bool:
+        """Remove a block unless it is pinned or not held."""
+        if sequence_hash not in self._lineage or self._lineage.pinned(sequence_hash):
+            return False
+        self._drop(sequence_hash)
+        return True
+
+    @abstractmethod
+    def _drop(self, sequence_hash: int) -> None:
+        """Forget a held block."""

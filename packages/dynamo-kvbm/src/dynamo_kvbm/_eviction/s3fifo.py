@@ -8,16 +8,16 @@ a block that comes back enter the main queue at once. A block that is not an evi
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from dynamo_core.errors import InternalError
-from dynamo_kvbm._eviction.base import Lineage
+from dynamo_kvbm._eviction.base import LeafOrder
 
 SMALL_SHARE = 0.1
 MAX_FREQUENCY = 3
 
 
-class S3FifoOrder:
+class S3FifoOrder(LeafOrder):
     """Filters one-hit blocks out early.
 
     Args:
@@ -26,18 +26,13 @@ class S3FifoOrder:
 
     def __init__(self, capacity_blocks: int) -> None:
         self._small_blocks = max(1, int(capacity_blocks * SMALL_SHARE))
-        self._ghost_blocks = capacity_blocks
-        self._lineage = Lineage()
+        # As many as the main queue has room for.
+        self._ghost_blocks = capacity_blocks - self._small_blocks
+        super().__init__()
         self._small: OrderedDict[int, None] = OrderedDict()
         self._main: OrderedDict[int, None] = OrderedDict()
         self._ghosts: OrderedDict[int, None] = OrderedDict()
         self._frequency: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._lineage)
-
-    def __contains__(self, sequence_hash: int) -> bool:
-        return sequence_hash in self._lineage
 
     def insert(self, blocks: Sequence[tuple[int, int | None]]) -> None:
         """Add blocks at the tail of the small queue, those that a ghost remembers at the tail of the main one."""
@@ -51,23 +46,6 @@ class S3FifoOrder:
         """Count a use of each block, up to three."""
         for sequence_hash in sequence_hashes:
             self._frequency[sequence_hash] = min(MAX_FREQUENCY, self._frequency[sequence_hash] + 1)
-
-    def pin(self, sequence_hashes: Iterable[int]) -> None:
-        """Keep blocks from eviction."""
-        self._lineage.pin(sequence_hashes)
-
-    def unpin(self, sequence_hashes: Iterable[int]) -> None:
-        """Take back one pin of each block."""
-        self._lineage.unpin(sequence_hashes)
-
-    def discard(self, sequence_hash: int) -> bool:
-        """Remove a block unless it is pinned or not held; it leaves no ghost."""
-        if sequence_hash not in self._lineage or self._lineage.pinned(sequence_hash):
-            return False
-        self._small.pop(sequence_hash, None)
-        self._main.pop(sequence_hash, None)
-        self._forget(sequence_hash)
-        return True
 
     def evict(self) -> int | None:
         """Remove and return the next leaf of the small queue if that is over its share, else of the main one."""
@@ -88,6 +66,11 @@ class S3FifoOrder:
             raise InternalError("lineage, queues and counters hold different blocks")
         if any(block in self._lineage for block in self._ghosts):
             raise InternalError("a ghost is held")
+
+    def _drop(self, sequence_hash: int) -> None:
+        self._small.pop(sequence_hash, None)
+        self._main.pop(sequence_hash, None)
+        self._forget(sequence_hash)
 
     def _step_small(self) -> int | None:
         sequence_hash, _ = self._small.popitem(last=False)

@@ -11,19 +11,26 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from dynamo_core.enums import Tier
-from dynamo_core.errors import ConfigurationError, InternalError, InvalidRequestError
+from dynamo_core.errors import ConfigurationError, InternalError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
-from dynamo_kvbm._tiers.slot_file import RECORD, SlotFile, StoredBlock, data_checksum
+from dynamo_kvbm._tiers.base import Spill, require_pieces
+from dynamo_kvbm._tiers.slot_file import RECORD, SlotFile, StoredBlock, data_checksum, slot_stride
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SEGMENT_BYTES = 256 * 1024**2
+IO_THREADS = 4
 FORMAT = "dynamo-kvbm-disk-v1"
 
 _log = structlog.get_logger(__name__)
@@ -48,6 +55,7 @@ class DiskTier:
         block_bytes: Size of every block.
         fingerprint: What the blocks are of (model, layout, hash algorithm); a folder of another one is refused.
         eviction: Makes the eviction order for a capacity.
+        direct: Go past the page cache where the file system can.
 
     Raises:
         ConfigurationError: if the folder cannot be used, is owned by another process, or holds other blocks.
@@ -61,6 +69,7 @@ class DiskTier:
         *,
         fingerprint: str = "",
         eviction: Callable[[int], EvictionOrder] = LruOrder,
+        direct: bool = True,
     ) -> None:
         if capacity_blocks < 1 or block_bytes < 1:
             raise ConfigurationError(
@@ -68,16 +77,19 @@ class DiskTier:
             )
         self._capacity = capacity_blocks
         self._block_bytes = block_bytes
-        self._slots_per_segment = max(1, min(capacity_blocks, SEGMENT_BYTES // block_bytes))
+        self._slots_per_segment = max(1, min(capacity_blocks, SEGMENT_BYTES // slot_stride(block_bytes)))
+        self._direct = direct
         self._folder = folder
         self._owner = _take_folder(folder, {"format": FORMAT, "block_bytes": block_bytes, "blocks_of": fingerprint})
         self._lock = threading.RLock()
+        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="kvbm-disk")
         self._segments: list[SlotFile] = []
         self._free: list[tuple[int, int]] = []
         self._places: dict[int, _Place] = {}
         self._order = eviction(capacity_blocks)
         self._writing = 0
         self._closed = False
+        self._spill: Spill | None = None
         self.damaged_blocks = 0
         self.failed_writes = 0
         self._recover()
@@ -102,10 +114,19 @@ class DiskTier:
         with self._lock:
             return [place.stored.descriptor for place in self._places.values()]
 
+    def describe(self, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
+        """Return the descriptors of those of these blocks that are present."""
+        with self._lock:
+            return [self._places[item].stored.descriptor for item in sequence_hashes if item in self._places]
+
     def contains(self, sequence_hashes: Sequence[int]) -> list[bool]:
         """Whether each block is present."""
         with self._lock:
             return [sequence_hash in self._places for sequence_hash in sequence_hashes]
+
+    def spill_to(self, receive: Spill) -> None:
+        """Read victims back and hand them to ``receive``, on the thread that calls ``put``, without the lock."""
+        self._spill = receive
 
     def touch(self, prefix: Sequence[int]) -> None:
         """Mark the blocks of a prefix, root first, as used now; absent ones are ignored."""
@@ -120,19 +141,18 @@ class DiskTier:
         Raises:
             InvalidRequestError: if a piece has another size than the tier's blocks.
         """
-        for piece in data:
-            if len(piece) != self._block_bytes:
-                raise InvalidRequestError(f"a block has {len(piece)} bytes, this tier stores {self._block_bytes}")
+        require_pieces(blocks, data, self._block_bytes)
         with self._lock:
             pairs = list(zip(blocks, data, strict=True))
             self._order.touch([block.sequence_hash for block, _ in pairs if block.sequence_hash in self._places])
             fresh = {
                 block.sequence_hash: (block, piece) for block, piece in pairs if block.sequence_hash not in self._places
             }
-            slots, evicted = self._take_slots([block for block, _ in fresh.values()])
-        for (block, piece), (segment, slot) in zip(fresh.values(), slots, strict=False):
-            self._write(block, piece, segment, slot)
-        return evicted
+            slots, victims = self._take_slots([block for block, _ in fresh.values()])
+        self._hand_on(victims)
+        writes = [(*given, *slot) for given, slot in zip(fresh.values(), slots, strict=False)]
+        self._each(lambda write: self._write(*write), writes)
+        return [place.stored.descriptor.sequence_hash for place in victims]
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
         """Return the bytes of each block, None for those that are absent or damaged; damaged ones are dropped."""
@@ -140,7 +160,7 @@ class DiskTier:
             places = [self._places.get(sequence_hash) for sequence_hash in sequence_hashes]
             found = [place.stored.descriptor.sequence_hash for place in places if place is not None]
             self._order.pin(found)
-        data = [None if place is None else self._read(place) for place in places]
+        data = self._each(lambda place: None if place is None else self._read(place), places)
         with self._lock:
             self._order.unpin(found)
             for place, piece in zip(places, data, strict=True):
@@ -181,9 +201,22 @@ class DiskTier:
             if self._closed:
                 return
             self._closed = True
+            self._io.shutdown()
             for segment in self._segments:
                 segment.close()
             os.close(self._owner)
+
+    def _each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Do several reads or writes at once, so that one is checked while another is under way."""
+        if len(items) < 2:
+            return [work(item) for item in items]
+        share = -(-len(items) // IO_THREADS)
+        shares = [items[start : start + share] for start in range(0, len(items), share)]
+
+        def do_share(part: Sequence[T]) -> list[R]:
+            return [work(item) for item in part]
+
+        return [done for part in self._io.map(do_share, shares) for done in part]
 
     def _recover(self) -> None:
         for index in sorted(self._folder.glob("*.index")):
@@ -202,7 +235,7 @@ class DiskTier:
     def _grow(self, slots: int) -> bool:
         number = len(self._segments)
         try:
-            segment = SlotFile(self._folder, number, slots, self._block_bytes)
+            segment = SlotFile(self._folder, number, slots, self._block_bytes, direct=self._direct)
         except OSError as error:
             _log.warning("disk tier cannot grow", folder=str(self._folder), error=str(error))
             return False
@@ -210,28 +243,38 @@ class DiskTier:
         self._free += [(number, slot) for slot in range(segment.slots - 1, -1, -1)]
         return True
 
-    def _take_slots(self, fresh: Sequence[BlockDescriptor]) -> tuple[list[tuple[int, int]], list[int]]:
+    def _take_slots(self, fresh: Sequence[BlockDescriptor]) -> tuple[list[tuple[int, int]], list[_Place]]:
         """Return slots for as many of the blocks as fit, and what was evicted; held parents of new blocks stay."""
         parents = [block.parent_hash for block in fresh if block.parent_hash is not None]
         kept = [parent for parent in parents if parent in self._places]
         self._order.pin(kept)
         slots: list[tuple[int, int]] = []
-        evicted: list[int] = []
-        while len(slots) < len(fresh) and (slot := self._take_slot(evicted)) is not None:
+        victims: list[_Place] = []
+        while len(slots) < len(fresh) and (slot := self._take_slot(victims)) is not None:
             self._writing += 1
             slots.append(slot)
         self._order.unpin(kept)
-        return slots, evicted
+        return slots, victims
 
-    def _take_slot(self, evicted: list[int]) -> tuple[int, int] | None:
+    def _take_slot(self, victims: list[_Place]) -> tuple[int, int] | None:
         full = len(self._places) + self._writing >= self._capacity
-        if full or (not self._free and not self._grow(self._slots_per_segment)):
-            victim = self._order.evict()
-            if victim is None:
-                return None
-            evicted.append(victim)
-            self._release(self._places.pop(victim))
-        return self._free.pop()
+        if not full and (self._free or self._grow(self._slots_per_segment)):
+            return self._free.pop()
+        victim = self._order.evict()
+        if victim is None:
+            return None
+        # The victim's bytes stay readable in its slot until the new block is written there.
+        place = self._places.pop(victim)
+        victims.append(place)
+        return place.segment, place.slot
+
+    def _hand_on(self, victims: Sequence[_Place]) -> None:
+        if self._spill is None or not victims:
+            return
+        read = [(place.stored.descriptor, self._read(place)) for place in victims]
+        whole = [(block, data) for block, data in read if data is not None]
+        self.damaged_blocks += len(read) - len(whole)
+        self._spill([block for block, _ in whole], [data for _, data in whole])
 
     def _write(self, block: BlockDescriptor, data: bytes | memoryview, segment: int, slot: int) -> None:
         try:
@@ -251,7 +294,7 @@ class DiskTier:
             self._places[block.sequence_hash] = _Place(segment, slot, stored)
             self._order.insert([(block.sequence_hash, block.parent_hash)])
 
-    def _read(self, place: _Place) -> bytes | None:
+    def _read(self, place: _Place) -> memoryview | None:
         try:
             data = self._segments[place.segment].read(place.slot)
         except OSError as error:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamo_core.enums import Tier
-from dynamo_core.errors import ConfigurationError, InternalError, InvalidRequestError
+from dynamo_core.errors import ConfigurationError, InternalError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
+from dynamo_kvbm._tiers.base import Spill, require_pieces
 
 
 class HostTier:
@@ -42,6 +43,8 @@ class HostTier:
         self._arena = _allocate(capacity_blocks, block_bytes)
         self._free = list(range(capacity_blocks - 1, -1, -1))
         self._slots: dict[int, int] = {}
+        self._blocks: dict[int, BlockDescriptor] = {}
+        self._spill: Spill | None = None
         self._eviction = eviction
         self._order = eviction(capacity_blocks)
         self._lock = threading.RLock()
@@ -66,6 +69,15 @@ class HostTier:
         with self._lock:
             return [sequence_hash in self._slots for sequence_hash in sequence_hashes]
 
+    def held(self) -> list[BlockDescriptor]:
+        """Return every block held."""
+        with self._lock:
+            return list(self._blocks.values())
+
+    def spill_to(self, receive: Spill) -> None:
+        """Hand victims to ``receive`` as views of the arena. It runs under the tier's lock, so it must not wait."""
+        self._spill = receive
+
     def touch(self, prefix: Sequence[int]) -> None:
         """Mark the blocks of a prefix, root first, as used now; absent ones are ignored."""
         with self._lock:
@@ -79,21 +91,24 @@ class HostTier:
         Raises:
             InvalidRequestError: if a piece has another size than the tier's blocks.
         """
-        _require_sizes(data, self._block_bytes)
+        require_pieces(blocks, data, self._block_bytes)
         with self._lock:
             self._order.touch([block.sequence_hash for block in blocks if block.sequence_hash in self._slots])
             pairs = zip(blocks, data, strict=True)
             fresh = {
                 block.sequence_hash: (block, piece) for block, piece in pairs if block.sequence_hash not in self._slots
             }
-            slots, evicted = self._take_slots([block for block, _ in fresh.values()])
+            slots, victims = self._take_slots([block for block, _ in fresh.values()])
+            if victims and self._spill is not None:
+                self._spill([block for block, _ in victims], [self._arena[slot].data for _, slot in victims])
             stored: list[tuple[int, int | None]] = []
             for (block, piece), slot in zip(fresh.values(), slots, strict=False):
                 self._arena[slot] = np.frombuffer(piece, dtype=np.uint8)
                 self._slots[block.sequence_hash] = slot
+                self._blocks[block.sequence_hash] = block
                 stored.append((block.sequence_hash, block.parent_hash))
             self._order.insert(stored)
-        return evicted
+        return [block.sequence_hash for block, _ in victims]
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
         """Return a copy of each block, None for those that are not there."""
@@ -114,12 +129,25 @@ class HostTier:
             with self._lock:
                 self._order.unpin(held)
 
+    @contextmanager
+    def lend(self, sequence_hashes: Sequence[int]) -> Generator[dict[int, memoryview]]:
+        """Lend views of those of these blocks that are present, pinned while the context lasts."""
+        with self._lock:
+            held = [item for item in dict.fromkeys(sequence_hashes) if item in self._slots]
+            self._order.pin(held)
+            views = {item: self._arena[self._slots[item]].data for item in held}
+        try:
+            yield views
+        finally:
+            with self._lock:
+                self._order.unpin(held)
+
     def remove(self, sequence_hashes: Sequence[int]) -> None:
         """Drop blocks that are not lent; absent ones are ignored."""
         with self._lock:
             for sequence_hash in sequence_hashes:
                 if self._order.discard(sequence_hash):
-                    self._free.append(self._slots.pop(sequence_hash))
+                    self._free.append(self._forget(sequence_hash)[1])
 
     def clear(self) -> list[int]:
         """Drop every block that is not lent and return their hashes."""
@@ -137,18 +165,20 @@ class HostTier:
         with self._lock:
             self._order.check_integrity()
             slots = sorted([*self._slots.values(), *self._free])
-            if slots != list(range(self.capacity_blocks)) or len(self._order) != len(self._slots):
+            same = len(self._order) == len(self._slots) and self._blocks.keys() == self._slots.keys()
+            if slots != list(range(self.capacity_blocks)) or not same:
                 raise InternalError(f"{len(self._slots)} used and {len(self._free)} free slots do not add up")
 
     def close(self) -> None:
         """Forget all blocks; the arena goes when the last view of it does. Idempotent."""
         with self._lock:
             self._slots.clear()
+            self._blocks.clear()
             self._order = self._eviction(self.capacity_blocks)
             self._free = list(range(self.capacity_blocks - 1, -1, -1))
 
-    def _take_slots(self, fresh: Sequence[BlockDescriptor]) -> tuple[list[int], list[int]]:
-        """Return slots for as many of the blocks as fit, and what was evicted for them.
+    def _take_slots(self, fresh: Sequence[BlockDescriptor]) -> tuple[list[int], list[tuple[BlockDescriptor, int]]]:
+        """Return slots for as many of the blocks as fit, and what was evicted for them with the slots it had.
 
         Held parents of the new blocks stay: a block without its parent could not be matched.
         """
@@ -156,16 +186,20 @@ class HostTier:
         held = [parent for parent in parents if parent in self._slots]
         self._order.pin(held)
         slots: list[int] = []
-        evicted: list[int] = []
+        victims: list[tuple[BlockDescriptor, int]] = []
         while len(slots) < len(fresh):
-            if not self._free and (victim := self._order.evict()) is not None:
-                evicted.append(victim)
-                self._free.append(self._slots.pop(victim))
-            if not self._free:
+            if self._free:
+                slots.append(self._free.pop())
+            elif (victim := self._order.evict()) is not None:
+                victims.append(self._forget(victim))
+                slots.append(victims[-1][1])
+            else:
                 break
-            slots.append(self._free.pop())
         self._order.unpin(held)
-        return slots, evicted
+        return slots, victims
+
+    def _forget(self, sequence_hash: int) -> tuple[BlockDescriptor, int]:
+        return self._blocks.pop(sequence_hash), self._slots.pop(sequence_hash)
 
 
 def _allocate(capacity_blocks: int, block_bytes: int) -> NDArray[np.uint8]:
@@ -185,9 +219,3 @@ def _present_prefix(sequence_hashes: Sequence[int], slots: dict[int, int]) -> li
             break
         held.append(sequence_hash)
     return held
-
-
-def _require_sizes(data: Sequence[bytes | memoryview], block_bytes: int) -> None:
-    for piece in data:
-        if len(piece) != block_bytes:
-            raise InvalidRequestError(f"a block has {len(piece)} bytes, this tier stores blocks of {block_bytes}")

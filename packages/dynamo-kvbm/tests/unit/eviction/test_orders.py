@@ -8,12 +8,25 @@ from hypothesis import strategies as st
 
 from dynamo_core import plugins
 from dynamo_core.errors import InternalError
+from dynamo_core.testing import FakeClock
 from dynamo_kvbm._eviction.arc import ArcOrder
 from dynamo_kvbm._eviction.base import EvictionOrder
+from dynamo_kvbm._eviction.hinted import HintedOrder
+from dynamo_kvbm._eviction.lineage import LineageOrder
 from dynamo_kvbm._eviction.lru import LruOrder
+from dynamo_kvbm._eviction.multi_lru import FrequencyTable, MultiLruOrder
+from dynamo_kvbm._eviction.priority import PriorityOrder
 from dynamo_kvbm._eviction.s3fifo import S3FifoOrder
 
-ORDERS: dict[str, Callable[[int], EvictionOrder]] = {"lru": LruOrder, "arc": ArcOrder, "s3fifo": S3FifoOrder}
+ORDERS: dict[str, Callable[[int], EvictionOrder]] = {
+    "lru": LruOrder,
+    "arc": ArcOrder,
+    "s3fifo": S3FifoOrder,
+    "multi-lru": MultiLruOrder,
+    "lineage": LineageOrder,
+    "priority": PriorityOrder,
+    "hinted": HintedOrder,
+}
 
 
 def chain(*hashes: int) -> list[tuple[int, int | None]]:
@@ -107,6 +120,83 @@ def test_s3fifo_drops_a_scan_before_what_was_used_twice() -> None:
             assert order.evict() != 1
         order.insert(chain(scan))
     assert 1 in order
+
+
+def test_multi_lru_keeps_what_is_used_often_over_what_is_used_lately() -> None:
+    order = MultiLruOrder(10)
+    order.insert(chain(1))
+    for _ in range(4):
+        order.touch([1])
+    order.insert(chain(2))
+    order.insert(chain(3))
+    assert drained(order) == [2, 3, 1]
+
+
+def test_a_frequency_table_fades_and_stays_bounded() -> None:
+    table = FrequencyTable(10)
+    table.note([7] * 8)
+    table.note(range(100, 192))
+    assert (table.count(7), len(table)) == (4, 1)
+
+
+def test_lineage_drops_a_branch_to_its_fork_before_another() -> None:
+    order = LineageOrder(10)
+    order.insert(chain(1, 2, 3))
+    order.insert([(4, 1)])
+    order.insert(chain(9))
+    order.touch([1, 2, 3])
+    assert drained(order) == [4, 9, 3, 2, 1]
+
+
+def test_a_priority_holds_for_ancestors_and_nobody_else() -> None:
+    order = PriorityOrder(10)
+    order.insert(chain(1, 2))
+    order.insert(chain(3))
+    order.prioritise([(2, 5)])
+    order.insert(chain(4))
+    assert drained(order) == [3, 4, 2, 1]
+
+
+async def test_hinted_evicts_the_ended_then_what_is_expected_latest() -> None:
+    clock = FakeClock()
+    order = HintedOrder(10, clock=clock)
+    order.insert([(0, None)])
+    for first in (1, 3, 5):
+        order.insert([(first, 0), (first + 1, first)])
+    now = clock.monotonic()
+    order.expect([0, 1, 2], now + 50)
+    order.expect([0, 3, 4], now + 100)
+    order.expect([0, 5, 6], None)
+    assert drained(order) == [6, 5, 4, 3, 2, 1, 0]
+
+
+async def test_hinted_lets_a_parent_inherit_what_is_expected_of_its_child() -> None:
+    clock = FakeClock()
+    order = HintedOrder(10, clock=clock)
+    order.insert(chain(1, 2))
+    order.insert(chain(3, 4))
+    order.expect([1, 2], clock.monotonic() + 100)
+    order.expect([3, 4], clock.monotonic() + 50)
+    assert [order.evict(), order.evict()] == [2, 1]
+
+
+async def test_hinted_gives_up_on_sessions_that_are_overdue() -> None:
+    clock = FakeClock()
+    order = HintedOrder(10, clock=clock, grace_s=10)
+    order.insert(chain(1))
+    order.insert(chain(2))
+    order.expect([1], clock.monotonic() + 5)
+    order.expect([2], clock.monotonic() + 500)
+    await clock.advance(20)
+    assert order.evict() == 1
+
+
+def test_hinted_keeps_its_heaps_bounded() -> None:
+    order = HintedOrder(10)
+    order.insert(chain(1))
+    for i in range(1000):
+        order.expect([1], 1e9 + i)
+    assert order.evict() == 1
 
 
 PARENTS = {1: None, 2: 1, 3: 2, 4: 2, 5: None, 6: 5, 7: 6, 8: 1}

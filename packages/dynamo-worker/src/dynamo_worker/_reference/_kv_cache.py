@@ -22,10 +22,16 @@ class KVCache:
 
     def __init__(self, layout: BlockLayout, num_blocks: int) -> None:
         self._layout = layout
-        self.data: npt.NDArray[np.floating] = np.zeros(
-            (layout.num_layers, num_blocks, layout.block_size, layout.kv_heads, 2, layout.head_dim),
-            dtype=_DTYPES[layout.dtype],
-        )
+        self._shape = (layout.num_layers, num_blocks, layout.block_size, layout.kv_heads, 2, layout.head_dim)
+        self.data: npt.NDArray[np.floating] = np.zeros(self._shape, dtype=_DTYPES[layout.dtype])
+
+    def release(self) -> None:
+        """Give the memory back; nothing may be read or written until ``allocate``."""
+        self.data = np.zeros((0, *self._shape[1:]), dtype=self.data.dtype)
+
+    def allocate(self) -> None:
+        """Take the memory again, empty."""
+        self.data = np.zeros(self._shape, dtype=self.data.dtype)
 
     @property
     def layout(self) -> BlockLayout:
@@ -35,6 +41,13 @@ class KVCache:
     def read_blocks(self, block_ids: Sequence[int]) -> list[bytes]:
         """Copy blocks out."""
         return [self.data[:, block_id].transpose(0, 3, 1, 2, 4).tobytes() for block_id in block_ids]
+
+    def read_blocks_into(self, block_ids: Sequence[int], buffer: memoryview) -> None:
+        """Copy blocks to the start of a buffer, which must have room for them."""
+        count = len(block_ids)
+        out = np.frombuffer(buffer, dtype=self.data.dtype, count=count * self._layout.block_bytes // self.data.itemsize)
+        for content, block_id in zip(out.reshape(count, *self._layout.shape), block_ids, strict=True):
+            content[...] = self.data[:, block_id].transpose(0, 3, 1, 2, 4)
 
     def write_blocks(self, block_ids: Sequence[int], data: Sequence[bytes | memoryview]) -> None:
         """Copy blocks in.

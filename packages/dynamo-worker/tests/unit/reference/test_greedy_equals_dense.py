@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dense_oracle import DenseModel
+from dense_oracle import NEAR_TIE, DenseModel
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from parts import TINYLM, CoreRun, build_core, generate_request, write_model
+
+from dynamo_worker._reference._attention import QUERY_TILE, Segment
 
 MAX_CONTEXT = 96
 PREFIXES = [list(range(3 + 97 * start, 3 + 97 * start + 48)) for start in range(3)]
@@ -152,3 +154,15 @@ def test_the_oracle_refuses_a_wrong_token(oracle: DenseModel) -> None:
     best = int(oracle.logits(prompt)[-1].argmax())
     with pytest.raises(AssertionError, match="below"):
         oracle.assert_greedy(prompt, [(best + 1) % 2048])
+
+
+@pytest.mark.parametrize("max_num_batched_tokens", [512, 200])
+def test_a_prompt_longer_than_a_query_tile_is_greedy(oracle: DenseModel, max_num_batched_tokens: int) -> None:
+    prompt = [3 + (7 * index) % 2000 for index in range(2 * QUERY_TILE + 70)]
+    run = CoreRun(build_core(max_num_batched_tokens=max_num_batched_tokens))
+    found = run.submit(generate_request(prompt, max_tokens=4))
+    run.finish()
+    logits = oracle.logits(prompt)[-1]
+    oracle.assert_greedy(prompt, found.tokens[0])
+    computed = run.core._model.forward([Segment(prompt, 0, list(range(21)))], run.core.cache)
+    assert abs(computed[0] - logits).max() < NEAR_TIE

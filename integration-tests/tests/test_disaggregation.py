@@ -1,0 +1,116 @@
+"""A prefill, a decode and an aggregated worker as processes over TCP, files and ZMQ: the same tokens, real KV bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from dynamo_core import plugins
+from dynamo_core.clock import SystemClock
+from dynamo_core.discovery import INSTANCES_PREFIX, Instance
+from dynamo_core.ids import EndpointId
+from dynamo_core.planes import RequestPlane
+from dynamo_core.requests import GenerateChunk, GenerateRequest, PrefillResult, SamplingOptions, StopConditions
+from dynamo_core.streams import open_stream
+from dynamo_core.tokens import pack_tokens, unpack_tokens
+from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST, INSTANCE
+from dynamo_integration_tests.stack import DynamoProcess
+
+PROMPT = [100 + 7 * i % 900 for i in range(700)]
+BLOCKS_TOKENS = 688
+DECODE = ("--role", "decode", "--remote-prefill-threshold-tokens", "64")
+
+
+@pytest.fixture(scope="module", params=["shared-memory", "tcp"])
+def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of discovery; the workers move KV through shared memory or over TCP."""
+    folder = tmp_path_factory.mktemp("discovery")
+    memory = () if request.param == "shared-memory" else ("--no-kv-shared-memory",)
+    with contextlib.ExitStack() as stack:
+        for flags in (("--role", "prefill", *memory), (*DECODE, *memory), ("--worker-component", "alone")):
+            stack.enter_context(start_worker(folder, *flags)).wait_for("worker ready")
+        yield folder
+
+
+def start_worker(folder: Path, *flags: str) -> DynamoProcess:
+    planes = ["--discovery", f"file://{folder}", "--request-plane", "tcp://127.0.0.1:0"]
+    return DynamoProcess(["worker", *planes, "--event-bus", "zmq://127.0.0.1:0", "--engine", "reference", *flags])
+
+
+@contextlib.asynccontextmanager
+async def connected(folder: Path) -> AsyncIterator[tuple[RequestPlane, dict[str, Instance]]]:
+    """The request plane, and each generate endpoint's instance by component."""
+    clock = SystemClock()
+    plane = plugins.load("request_planes", "tcp")("tcp://127.0.0.1:0", clock=clock, options={})
+    discovery = plugins.load("discoveries", "file")(f"file://{folder}", clock=clock, options={})
+    await plane.start()
+    await discovery.start()
+    try:
+        found = [INSTANCE.decode(record.value) for record in await discovery.list(INSTANCES_PREFIX)]
+        yield plane, {item.endpoint.component: item for item in found if item.endpoint.endpoint == "generate"}
+    finally:
+        await discovery.close()
+        await plane.close()
+
+
+async def ask(plane: RequestPlane, instance: Instance, request: GenerateRequest) -> list[GenerateChunk]:
+    endpoint = EndpointId("dynamo", instance.endpoint.component, "generate")
+    stream = await open_stream(plane, instance.address, endpoint, GENERATE_REQUEST.encode(request))
+    async with asyncio.timeout(30), stream:
+        return [GENERATE_CHUNK.decode(item) async for item in stream]
+
+
+def request(name: str, *, first: int = 0, handoff: PrefillResult | None = None) -> GenerateRequest:
+    return GenerateRequest(
+        name,
+        "tinylm",
+        pack_tokens([(token + first) % 1000 + 3 for token in PROMPT]),
+        sampling=SamplingOptions(temperature=0.8, seed=5),
+        stop=StopConditions(max_tokens=40, ignore_eos=True),
+        handoff=handoff,
+    )
+
+
+def tokens(chunks: list[GenerateChunk]) -> list[int]:
+    return [token for chunk in chunks for token in unpack_tokens(chunk.token_ids)]
+
+
+def cached(chunks: list[GenerateChunk]) -> int:
+    assert chunks[-1].usage is not None
+    return chunks[-1].usage.cached_tokens
+
+
+async def test_the_decode_worker_asks_a_prefill_worker(workers: Path) -> None:
+    async with connected(workers) as (plane, instances):
+        for first in (1, 2):
+            expected = await ask(plane, instances["alone"], request(f"alone{first}", first=first))
+            answer = await ask(plane, instances["backend"], request(f"split{first}", first=first))
+            assert tokens(answer) == tokens(expected)
+            assert cached(answer) == BLOCKS_TOKENS
+
+
+async def test_the_caller_makes_both_hops(workers: Path) -> None:
+    async with connected(workers) as (plane, instances):
+        expected = await ask(plane, instances["alone"], request("alone", first=3))
+        [prefilled] = await ask(plane, instances["prefill"], request("hop", first=3))
+        assert prefilled.handoff is not None
+        answer = await ask(plane, instances["backend"], request("hop", first=3, handoff=prefilled.handoff))
+        assert tokens(answer) == tokens(expected)
+        assert cached(answer) == BLOCKS_TOKENS
+
+
+async def test_a_killed_prefill_worker_costs_only_its_computation(tmp_path: Path) -> None:
+    with start_worker(tmp_path, "--role", "prefill") as prefill, start_worker(tmp_path, *DECODE) as decode:
+        prefill.wait_for("worker ready")
+        decode.wait_for("worker ready")
+        async with connected(tmp_path) as (plane, instances):
+            whole = await ask(plane, instances["backend"], request("before"))
+            assert cached(whole) == BLOCKS_TOKENS
+            prefill.kill()
+            answer = await ask(plane, instances["backend"], request("after", first=9))
+            assert len(tokens(answer)) == 40
+            assert cached(answer) == 0

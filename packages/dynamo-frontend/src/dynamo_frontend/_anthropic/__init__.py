@@ -1,0 +1,1 @@
+"""Anthropic's messages API over the same pipeline as chat completions."""

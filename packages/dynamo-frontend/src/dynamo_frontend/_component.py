@@ -1,0 +1,183 @@
+"""The frontend as a component of a process, and its plug-in entry."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import structlog
+
+from dynamo_core import plugins
+from dynamo_core.component import ComponentContext, Health
+from dynamo_core.discovery import ModelRecord
+from dynamo_core.enums import HealthState
+from dynamo_core.planes import TRAFFIC, Publisher, Topic
+from dynamo_core.routing import Router, RouterFactory, RouterScope
+from dynamo_core.settings import DynamoSettings
+from dynamo_frontend._admission import Admission, BusyThresholds
+from dynamo_frontend._anthropic.api import AnthropicApi
+from dynamo_frontend._catalog import Catalog
+from dynamo_frontend._embeddings.api import EmbeddingsApi
+from dynamo_frontend._generate_api import GenerateApi
+from dynamo_frontend._generation import GenerationServices
+from dynamo_frontend._metrics import FrontendMetrics
+from dynamo_frontend._model import ModelText, load_model_text
+from dynamo_frontend._openapi import openapi
+from dynamo_frontend._parsers.chain import check_parsers
+from dynamo_frontend._responses.api import ResponsesApi
+from dynamo_frontend._routes import Route, Routes
+from dynamo_frontend._server import HttpServer
+from dynamo_frontend._settings import FrontendSettings
+from dynamo_frontend._status_api import MODELS_PATH, StatusApi
+from dynamo_frontend._tokenize import TokenCache
+from dynamo_frontend._traffic import TrafficLog, publish_traffic
+
+_log = structlog.get_logger(__name__)
+_MIB = 1 << 20
+_DRAIN_POLL_S = 0.05
+
+
+class Frontend:
+    """Serves the OpenAI APIs for every model that discovery shows.
+
+    Args:
+        context: The process.
+        settings: Options.
+    """
+
+    name = "frontend"
+
+    def __init__(self, context: ComponentContext, settings: FrontendSettings) -> None:
+        self._context = context
+        self._settings = settings
+        self._metrics = FrontendMetrics(context.metrics)
+        self._cache = TokenCache(settings.tokenizer_cache_mb * _MIB, self._metrics.tokenizer_bytes.set)
+        self._catalog = Catalog(context, self._metrics, self._admit)
+        self._traffic = TrafficLog(context.seed)
+        self._state = Health(HealthState.STARTING)
+        services = GenerationServices(
+            self._catalog,
+            context.request_plane,
+            context.clock,
+            self._metrics,
+            migration_limit=settings.migration_limit,
+        )
+        thresholds = BusyThresholds(settings.active_decode_blocks_threshold, settings.active_prefill_tokens_threshold)
+        self._admission = Admission(settings.max_concurrent_requests, thresholds, context.clock)
+        self._api = GenerateApi(
+            services,
+            self._traffic,
+            self._admission,
+            overload_status=settings.overload_status,
+            keep_alive_s=settings.sse_keep_alive_s,
+        )
+        self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
+        self._router_factory: RouterFactory | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._publisher: Publisher | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens; valid once started."""
+        host = self._settings.http_host
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+        return f"http://{f'[{shown}]' if ':' in shown else shown}:{self.server.port}"
+
+    async def start(self) -> None:
+        """Load the router plug-in, listen, and begin to watch for models.
+
+        Raises:
+            ConfigurationError: if the router or a parser is not installed, or the port cannot be had.
+        """
+        context = self._context
+        check_parsers(tools=self._settings.tool_call_parser, reasoning=self._settings.reasoning_parser)
+        self._router_factory = cast("RouterFactory", plugins.load("routers", self._settings.router))
+        await self.server.start(self._settings.http_host, self._settings.http_port, backlog=self._settings.http_backlog)
+        self._publisher = await context.event_bus.publisher(Topic(TRAFFIC, context.namespace))
+        interval = self._settings.traffic_interval_s
+        self._tasks = [
+            context.spawn(self._catalog.watch_instances(), name="frontend-instances"),
+            context.spawn(self._catalog.watch_models(), name="frontend-models"),
+            context.spawn(
+                publish_traffic(self._traffic, self._publisher, context.clock, interval), name="frontend-traffic"
+            ),
+        ]
+        self._state = Health(HealthState.READY)
+        context.admin_routes["busy_threshold"] = self._admission.operate
+        context.health.register(self.name, lambda: self._state)
+        _log.info("frontend listens", url=self.url)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Accept nothing new and let running replies finish within the time."""
+        self._state = Health(HealthState.DRAINING)
+        if not await self.server.drain(timeout_s):
+            _log.warning("replies were cut at the end of the drain time", connections=self.server.connections)
+
+    async def stop(self) -> None:
+        """Release everything. Idempotent."""
+        self._state = Health(HealthState.STOPPED)
+        await self.server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await self._catalog.close()
+        if self._publisher is not None:
+            await self._publisher.close()
+            self._publisher = None
+        self._context.admin_routes.pop("busy_threshold", None)
+        self._context.health.unregister(self.name)
+
+    async def _admit(self, record: ModelRecord) -> tuple[ModelText, Router]:
+        assert self._router_factory is not None, "models are watched after start"
+        text = await load_model_text(record.card, self._settings, self._cache, self._context.clock)
+        scope = RouterScope(
+            endpoint=record.endpoint,
+            card=record.card,
+            policy=self._settings.policy,
+            options=dict(self._settings.router_options),
+        )
+        router = self._router_factory(self._context, scope)
+        await router.start()
+        return text, router
+
+    def _routes(self) -> Routes:
+        status = StatusApi(
+            self._catalog, self._context.health, self._metrics, lambda: self._state.state is not HealthState.READY
+        )
+        anthropic = AnthropicApi(self._api, overload_status=self._settings.overload_status)
+        responses = ResponsesApi(self._api)
+        table = {
+            "/v1/chat/completions": Route({"POST": self._api.chat}),
+            "/v1/completions": Route({"POST": self._api.completions}),
+            "/v1/messages": Route({"POST": anthropic.messages}),
+            "/v1/messages/count_tokens": Route({"POST": anthropic.count_tokens}),
+            "/v1/responses": Route({"POST": responses.responses}),
+            "/v1/responses/input_tokens": Route({"POST": responses.input_tokens}),
+            "/v1/embeddings": Route({"POST": EmbeddingsApi(self._api).embeddings}),
+            MODELS_PATH: Route({"GET": status.models}),
+            f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
+            "/openapi.json": Route({"GET": openapi}),
+            "/health": Route({"GET": status.health}),
+            "/live": Route({"GET": status.live}),
+            "/ready": Route({"GET": status.ready}),
+            "/metrics": Route({"GET": status.metrics}),
+        }
+        return Routes(table, overload_status=self._settings.overload_status)
+
+
+class FrontendPlugin:
+    """Entry ``frontend`` of ``dynamo_core.components``."""
+
+    settings_types: tuple[type[DynamoSettings], ...] = (FrontendSettings,)
+    takes_extra_args = False
+
+    def create(
+        self, context: ComponentContext, settings: tuple[DynamoSettings, ...], extra_args: list[str]
+    ) -> Frontend:
+        """Build the frontend; no I/O."""
+        (own,) = settings
+        return Frontend(context, cast("FrontendSettings", own))
+
+
+plugin = FrontendPlugin()

@@ -1,0 +1,1 @@
+"""The embeddings API: vectors from workers whose model type is ``embedding``."""

@@ -1,0 +1,183 @@
+"""Names of the frontend's metrics, and the series a request touches, bound once per model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+if TYPE_CHECKING:
+    from dynamo_core.telemetry import Metrics
+
+REQUESTS_TOTAL = "dynamo_frontend_requests_total"
+REQUESTS_STARTED_TOTAL = "dynamo_frontend_requests_started_total"
+ACTIVE_REQUESTS = "dynamo_frontend_active_requests"
+DISCONNECTED_CLIENTS = "dynamo_frontend_disconnected_clients_total"
+REQUEST_DURATION_SECONDS = "dynamo_frontend_request_duration_seconds"
+TIME_TO_FIRST_TOKEN_SECONDS = "dynamo_frontend_time_to_first_token_seconds"
+INTER_TOKEN_LATENCY_SECONDS = "dynamo_frontend_inter_token_latency_seconds"
+INPUT_SEQUENCE_TOKENS = "dynamo_frontend_input_sequence_tokens"
+OUTPUT_SEQUENCE_TOKENS = "dynamo_frontend_output_sequence_tokens"
+CACHED_TOKENS = "dynamo_frontend_cached_tokens"
+OUTPUT_TOKENS_TOTAL = "dynamo_frontend_output_tokens_total"
+TOKENIZER_CACHE_HITS_TOTAL = "dynamo_frontend_tokenizer_cache_hits_total"
+TOKENIZER_CACHE_MISSES_TOTAL = "dynamo_frontend_tokenizer_cache_misses_total"
+TOKENIZER_CACHE_BYTES = "dynamo_frontend_tokenizer_cache_bytes"
+MODEL_MIGRATION_TOTAL = "dynamo_frontend_model_migration_total"
+MODEL_CANCELLATION_TOTAL = "dynamo_frontend_model_cancellation_total"
+MODEL_REJECTION_TOTAL = "dynamo_frontend_model_rejection_total"
+MODEL_READY = "dynamo_frontend_model_ready"
+MODEL_CONFLICTS = "dynamo_frontend_model_conflicting_cards"
+GATEWAY_REQUESTS_TOTAL = "dynamo_frontend_gateway_requests_total"
+GATEWAY_UPSTREAM_UP = "dynamo_frontend_gateway_upstream_up"
+GATEWAY_IN_FLIGHT_REQUESTS = "dynamo_frontend_gateway_in_flight_requests"
+CONNECTIONS = "dynamo_frontend_open_connections"
+
+_DURATION_S = (0.0, 1.0, 2.0, 4.1, 8.0, 16.0, 32.0, 64.0, 130.0, 260.0, 512.0)
+_TTFT_S = (0.001, 0.0022, 0.0047, 0.01, 0.022, 0.047, 0.1, 0.22, 0.47, 1.0, 2.2, 4.7, 10.0, 22.0, 48.0, 100.0, 480.0)
+_ITL_S = (0.001, 0.0019, 0.0035, 0.0067, 0.013, 0.024, 0.045, 0.084, 0.16, 0.3, 0.56, 1.1, 2.0, 3.7, 7.0, 13.0, 80.0)
+_INPUT_TOKENS = (50, 100, 210, 430, 870, 1800, 3700, 7500, 15000, 31000, 63000, 128000)
+_OUTPUT_TOKENS = (50, 100, 210, 430, 880, 1800, 3700, 7600, 16000, 32000)
+
+
+@dataclass(slots=True)
+class ModelSeries:
+    """The series of one model, endpoint and request type, looked up once."""
+
+    started: Any
+    active: Any
+    duration: Any
+    ttft: Any
+    itl: Any
+    input_tokens: Any
+    output_tokens: Any
+    cached_tokens: Any
+    output_total: Any
+
+
+class FrontendMetrics:
+    """All metrics of a frontend.
+
+    Label values come from model names of the catalog only, so their number is bounded by what is registered.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.registry = metrics.registry
+        full = ("model", "endpoint", "request_type")
+        self._requests = metrics.counter(REQUESTS_TOTAL, "Requests that ended", (*full, "status", "error_type"))
+        self._started = metrics.counter(REQUESTS_STARTED_TOTAL, "Requests that began", full)
+        self._active = metrics.gauge(ACTIVE_REQUESTS, "Requests from handler entry to stream end", ("model",))
+        self._duration = metrics.histogram(REQUEST_DURATION_SECONDS, "Whole request", ("model",), buckets=_DURATION_S)
+        self._ttft = metrics.histogram(
+            TIME_TO_FIRST_TOKEN_SECONDS, "Request to first token", ("model",), buckets=_TTFT_S
+        )
+        self._itl = metrics.histogram(
+            INTER_TOKEN_LATENCY_SECONDS, "Mean time between tokens of a request", ("model",), buckets=_ITL_S
+        )
+        self._input = metrics.histogram(
+            INPUT_SEQUENCE_TOKENS, "Prompt tokens of a request", ("model",), buckets=_INPUT_TOKENS
+        )
+        self._output = metrics.histogram(
+            OUTPUT_SEQUENCE_TOKENS, "Output tokens of a request", ("model",), buckets=_OUTPUT_TOKENS
+        )
+        self._cached = metrics.histogram(
+            CACHED_TOKENS, "Prompt tokens found in a cache", ("model",), buckets=_INPUT_TOKENS
+        )
+        self._output_total = metrics.counter(OUTPUT_TOKENS_TOTAL, "Output tokens", ("model",))
+        self._migrations = metrics.counter(
+            MODEL_MIGRATION_TOTAL, "Continuations on another worker", ("model", "migration_type")
+        )
+        self._cancellations = metrics.counter(
+            MODEL_CANCELLATION_TOTAL, "Requests whose client left", ("model", "endpoint", "request_type")
+        )
+        self._rejections = metrics.counter(MODEL_REJECTION_TOTAL, "Requests refused for load", ("model", "endpoint"))
+        self.disconnected = metrics.counter(DISCONNECTED_CLIENTS, "Clients that left in mid-response")
+        self.tokenizer_hits = metrics.counter(TOKENIZER_CACHE_HITS_TOTAL, "Text pieces found tokenised")
+        self.tokenizer_misses = metrics.counter(TOKENIZER_CACHE_MISSES_TOTAL, "Text pieces tokenised")
+        self.tokenizer_bytes = metrics.gauge(TOKENIZER_CACHE_BYTES, "Memory of the tokenizer cache")
+        self.connections = metrics.gauge(CONNECTIONS, "Open client connections")
+        self._ready = metrics.gauge(MODEL_READY, "1 if at least one request can be routed", ("model",))
+        self._conflicts = metrics.gauge(
+            MODEL_CONFLICTS, "Workers kept out because their card differs from the model's", ("model",)
+        )
+        self._series: dict[tuple[str, str, str], ModelSeries] = {}
+
+    def series(self, model: str, endpoint: str, request_type: str) -> ModelSeries:
+        """Return the bound series."""
+        key = (model, endpoint, request_type)
+        found = self._series.get(key)
+        if found is None:
+            found = self._series[key] = ModelSeries(
+                started=self._started.labels(model=model, endpoint=endpoint, request_type=request_type),
+                active=self._active.labels(model=model),
+                duration=self._duration.labels(model=model),
+                ttft=self._ttft.labels(model=model),
+                itl=self._itl.labels(model=model),
+                input_tokens=self._input.labels(model=model),
+                output_tokens=self._output.labels(model=model),
+                cached_tokens=self._cached.labels(model=model),
+                output_total=self._output_total.labels(model=model),
+            )
+        return found
+
+    def ended(self, model: str, endpoint: str, request_type: str, error_type: str = "") -> None:
+        """Count a request that ended."""
+        self._requests.labels(
+            model=model,
+            endpoint=endpoint,
+            request_type=request_type,
+            status="error" if error_type else "success",
+            error_type=error_type,
+        ).inc()
+        if error_type == "cancelled":
+            self._cancellations.labels(model=model, endpoint=endpoint, request_type=request_type).inc()
+        elif error_type == "overload":
+            self._rejections.labels(model=model, endpoint=endpoint).inc()
+
+    def migrated(self, model: str, *, ongoing: bool) -> None:
+        """Count a continuation."""
+        kind = "ongoing_request" if ongoing else "new_request"
+        self._migrations.labels(model=model, migration_type=kind).inc()
+
+    def model_state(self, model: str, *, ready: bool, conflicts: int) -> None:
+        """Show a model's readiness."""
+        self._ready.labels(model=model).set(1 if ready else 0)
+        self._conflicts.labels(model=model).set(conflicts)
+
+    def forget_model(self, model: str) -> None:
+        """Drop the readiness series of a model that is gone; request series stay for their totals."""
+        self._ready.remove(model)
+        self._conflicts.remove(model)
+
+
+class GatewayMetrics:
+    """Metrics of a gateway. Labels are the engines' URLs and status classes, so their number is bounded."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._registry = metrics.registry
+        self._requests = metrics.counter(
+            GATEWAY_REQUESTS_TOTAL,
+            "Requests passed to an engine, by status class",
+            ("upstream", "status"),
+        )
+        self._up = metrics.gauge(GATEWAY_UPSTREAM_UP, "1 if the engine answers", ("upstream",))
+        self._in_flight = metrics.gauge(GATEWAY_IN_FLIGHT_REQUESTS, "Requests at the engine", ("upstream",))
+        self._series: dict[tuple[str, int], Any] = {}
+
+    def ended(self, upstream: str, status: int) -> None:
+        """Count a request that ended."""
+        key = (upstream, status // 100)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._requests.labels(upstream=upstream, status=f"{key[1]}xx")
+        series.inc()
+
+    def upstream_state(self, upstream: str, *, up: bool, in_flight: int) -> None:
+        """Show an engine's state."""
+        self._up.labels(upstream=upstream).set(1 if up else 0)
+        self._in_flight.labels(upstream=upstream).set(in_flight)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the text form and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST

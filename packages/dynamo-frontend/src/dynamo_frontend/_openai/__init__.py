@@ -1,0 +1,1 @@
+"""OpenAI's wire forms: requests with their limits, responses, stream chunks."""

@@ -1,0 +1,198 @@
+"""From request fields to sampling, stop and output options, with the limits of the API."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+
+from dynamo_core.errors import InvalidRequestError
+from dynamo_core.ids import parse_instance_id
+from dynamo_core.requests import GuidedDecoding, RoutingHints, SamplingOptions, StopConditions
+from dynamo_frontend._openai.fields import CommonFields
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_TOKEN_IDS = 64
+MAX_CHOICES = 128
+_MAX_SEED = (1 << 63) - 1
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.0, 2.0),
+    "n": (1, MAX_CHOICES),
+    "seed": (-(1 << 63), _MAX_SEED),
+    "max_tokens": (1, 1 << 31),
+    "max_completion_tokens": (1, 1 << 31),
+    "min_tokens": (0, 1 << 31),
+    "top_logprobs": (0, 20),
+    "logprobs": (0, 20),
+    "priority": (-(1 << 31), (1 << 31) - 1),
+}
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern")
+
+
+def check_ranges(fields: CommonFields) -> None:
+    """Refuse numbers out of the API's limits.
+
+    Raises:
+        InvalidRequestError: naming field, value and limits.
+    """
+    for name, (low, high) in _RANGES.items():
+        value = getattr(fields, name, None)
+        if value is None or isinstance(value, bool):
+            continue
+        if not low <= value <= high:
+            raise InvalidRequestError(f"{name} is {value}; it must be from {low:g} to {high:g}.", param=name)
+    if fields.repetition_penalty == 0:
+        raise InvalidRequestError("repetition_penalty is 0; it must be above 0.", param="repetition_penalty")
+    if fields.top_p == 0:
+        raise InvalidRequestError("top_p is 0; it must be above 0. For greedy output use temperature 0.", param="top_p")
+    if fields.top_k is not None and fields.top_k < -1:
+        raise InvalidRequestError(f"top_k is {fields.top_k}; it must be -1 (all tokens) or at least 1.", param="top_k")
+    if fields.store:
+        raise InvalidRequestError("store is true; nothing is stored here. Leave it out.", param="store")
+    if fields.stream_options is not None and not fields.stream:
+        raise InvalidRequestError("stream_options needs stream to be true.", param="stream_options")
+
+
+def sampling_options(
+    fields: CommonFields, defaults: SamplingOptions, guided: GuidedDecoding | None = None
+) -> SamplingOptions:
+    """Return how tokens are drawn.
+
+    A sampled request always gets a seed, so that it can continue on another worker with the same draws.
+    """
+    temperature = defaults.temperature if fields.temperature is None else fields.temperature
+    seed = fields.seed
+    if seed is None and temperature > 0:
+        seed = secrets.randbelow(_MAX_SEED)
+    return SamplingOptions(
+        temperature=temperature,
+        top_p=defaults.top_p if fields.top_p is None else fields.top_p,
+        top_k=defaults.top_k if fields.top_k is None else fields.top_k,
+        min_p=fields.min_p or 0.0,
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        repetition_penalty=(
+            defaults.repetition_penalty if fields.repetition_penalty is None else fields.repetition_penalty
+        ),
+        seed=seed,
+        n=fields.n or 1,
+        logit_bias=_logit_bias(fields.logit_bias),
+        allowed_token_ids=_token_ids(fields.allowed_token_ids, "allowed_token_ids", limit=1 << 20),
+        guided=guided,
+    )
+
+
+def stop_conditions(fields: CommonFields, max_tokens: int | None) -> StopConditions:
+    """Return when a choice ends. Integers in ``stop`` are token ids."""
+    given = [fields.stop] if isinstance(fields.stop, str) else (fields.stop or [])
+    strings = tuple(item for item in given if isinstance(item, str))
+    from_stop = [item for item in given if isinstance(item, int)]
+    if len(strings) > MAX_STOP_STRINGS:
+        raise InvalidRequestError(f"stop has {len(strings)} strings; give at most {MAX_STOP_STRINGS}.", param="stop")
+    if "" in strings:
+        raise InvalidRequestError("stop has an empty string; remove it.", param="stop")
+    ids = _token_ids([*(fields.stop_token_ids or []), *from_stop], "stop_token_ids", limit=MAX_STOP_TOKEN_IDS)
+    min_tokens = fields.min_tokens or 0
+    if max_tokens is not None and min_tokens > max_tokens:
+        raise InvalidRequestError(
+            f"min_tokens is {min_tokens} but at most {max_tokens} tokens may be generated; lower it.",
+            param="min_tokens",
+        )
+    return StopConditions(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        stop=strings,
+        stop_token_ids=ids,
+        ignore_eos=bool(fields.ignore_eos),
+    )
+
+
+def guided_decoding(fields: CommonFields, capabilities: Collection[str]) -> GuidedDecoding | None:
+    """Return the constraint on the output, if one is asked for.
+
+    Raises:
+        InvalidRequestError: if the model's engine cannot constrain its output, or two constraints are given.
+    """
+    given = [name for name in _GUIDED if getattr(fields, name) not in (None, [])]
+    if not given:
+        if fields.guided_decoding_backend is not None:
+            raise InvalidRequestError(
+                "guided_decoding_backend is given without a constraint; remove it.", param="guided_decoding_backend"
+            )
+        return None
+    require_guided(capabilities, given[0])
+    return GuidedDecoding(
+        json=fields.guided_json,
+        regex=fields.guided_regex,
+        choice=tuple(fields.guided_choice or ()),
+        grammar=fields.guided_grammar,
+        whitespace_pattern=fields.guided_whitespace_pattern,
+        backend=fields.guided_decoding_backend,
+    )
+
+
+def require_guided(capabilities: Collection[str], param: str) -> None:
+    """Refuse a constraint that the engine would not apply."""
+    if "guided_decoding" not in capabilities:
+        raise InvalidRequestError(
+            f"'{param}' needs guided decoding, which this model's engine does not offer. "
+            "Remove the field or use another model.",
+            param=param,
+        )
+
+
+def routing_hints(fields: CommonFields, headers: dict[str, str]) -> RoutingHints:
+    """Return what the caller asks of the router; headers win over the body."""
+    salt = headers.get("x-tenant-id") or fields.cache_salt or ""
+    session = headers.get("x-dynamo-session-id") or fields.prompt_cache_key or ""
+    priority = _header_int(headers, "x-dynamo-request-priority")
+    return RoutingHints(
+        cache_salt=salt,
+        session_id=session,
+        priority=priority if priority is not None else fields.priority or 0,
+        instance_id=_instance(headers.get("x-dynamo-worker-instance-id")),
+        dp_rank=_header_int(headers, "x-dynamo-dp-rank"),
+        policy_class=headers.get("x-dynamo-meta-policy-class", ""),
+        tenant=headers.get("x-tenant-id", ""),
+    )
+
+
+def _header_int(headers: dict[str, str], name: str) -> int | None:
+    text = headers.get(name)
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidRequestError(f"Header {name} is {text!r}; it must be a whole number.", param=name) from None
+
+
+def _instance(text: str | None) -> int | None:
+    return int(parse_instance_id(text)) if text else None
+
+
+def _token_ids(given: list[int] | None, name: str, *, limit: int) -> tuple[int, ...]:
+    ids = tuple(given or ())
+    if len(ids) > limit:
+        raise InvalidRequestError(f"{name} has {len(ids)} entries; give at most {limit}.", param=name)
+    for token in ids:
+        if not 0 <= token < 1 << 32:
+            raise InvalidRequestError(f"{name} has {token}, which is no token id.", param=name)
+    return ids
+
+
+def _logit_bias(given: dict[str, float] | None) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for key, value in (given or {}).items():
+        if not key.isdigit():
+            raise InvalidRequestError(f"logit_bias has the key {key!r}, which is no token id.", param="logit_bias")
+        if not -100 <= value <= 100:
+            raise InvalidRequestError(
+                f"logit_bias of {key} is {value}; it must be from -100 to 100.", param="logit_bias"
+            )
+        found[int(key)] = value
+    return found

@@ -1,0 +1,333 @@
+"""From accepted tokens to API output: one reply joins the generations of a request and feeds its writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from dynamo_core.enums import FinishReason
+from dynamo_core.errors import DynamoError
+from dynamo_core.requests import TokenLogprob, Usage
+from dynamo_frontend._detokenize import Detokenizer
+from dynamo_frontend._generation import Generation
+from dynamo_frontend._parsers.contract import OutputParser, ParsedDelta, TextDelta, ToolCallDelta
+from dynamo_frontend._stop import StopMatcher
+
+_FINISH_NAMES = {FinishReason.LENGTH: "length", FinishReason.CONTENT_FILTER: "content_filter"}
+
+
+class ReplyWriter(Protocol):
+    """Writes one reply in an API's form. ``logprobs`` covers the tokens that arrived with the text."""
+
+    def text(self, choice: int, text: str, logprobs: Sequence[TokenLogprob]) -> None:
+        """Add to a choice's answer."""
+        ...
+
+    def reasoning(self, choice: int, text: str) -> None:
+        """Add to a choice's reasoning."""
+        ...
+
+    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
+        """Add a tool call; ``index`` counts a choice's calls."""
+        ...
+
+    def finish(self, choice: int, reason: str, stop: str | None) -> None:
+        """End a choice: ``stop`` (with the stop string, if any), ``length``, ``tool_calls`` or ``content_filter``."""
+        ...
+
+    def flush(self) -> None:
+        """Send what has been written."""
+        ...
+
+    def done(self, usage: Usage) -> None:
+        """End the reply."""
+        ...
+
+    def failed(self, error: DynamoError) -> None:
+        """End the reply with an error."""
+        ...
+
+    @property
+    def writable(self) -> bool:
+        """Whether the client keeps up."""
+        ...
+
+
+class ChoiceText:
+    """Text of one choice: detokenised, watched for stop strings, parsed.
+
+    Args:
+        detokenizer: Of this choice.
+        matcher: For its stop strings; None without any.
+        parser: For its reasoning and tool calls; None without any.
+        min_tokens: Tokens before which no stop string counts.
+        single_call: End the choice after its first tool call.
+    """
+
+    __slots__ = ("_count", "_detokenizer", "_matcher", "_min_tokens", "_single_call", "calls", "parser")
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        matcher: StopMatcher | None = None,
+        parser: OutputParser | None = None,
+        *,
+        min_tokens: int = 0,
+        single_call: bool = False,
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._matcher = matcher
+        self._min_tokens = min_tokens
+        self._single_call = single_call
+        self._count = 0
+        self.parser = parser
+        self.calls = 0
+
+    def push(self, token_ids: list[int]) -> tuple[str, int | None]:
+        """Return the new visible text, and how many of the tokens count if a stop string was met."""
+        matcher = self._matcher
+        if matcher is None:
+            return self._detokenizer.push(token_ids), None
+        found: list[str] = []
+        # Token by token, so that where a choice ends does not depend on how its tokens were batched.
+        for index, token in enumerate(token_ids):
+            self._count += 1
+            text = self._detokenizer.push((token,))
+            found.append(matcher.push(text) if self._count >= self._min_tokens else text)
+            if matcher.matched is not None:
+                return "".join(found), index + 1
+        return "".join(found), None
+
+    def finish(self) -> str:
+        """Return the text that was held back; nothing after a stop string."""
+        if self._matcher is None:
+            return self._detokenizer.finish()
+        if self._matcher.matched is not None:
+            return ""
+        rest = self._matcher.push(self._detokenizer.finish())
+        return rest if self._matcher.matched is not None else rest + self._matcher.finish()
+
+    @property
+    def stop(self) -> str | None:
+        """Stop string that ended the choice, if one did."""
+        return self._matcher.matched if self._matcher is not None else None
+
+    def count_call(self) -> int:
+        """Return the index of a further tool call."""
+        self.calls += 1
+        return self.calls - 1
+
+    @property
+    def wants_no_more(self) -> bool:
+        """Whether the choice is to end after the call it has made."""
+        return self._single_call and self.calls > 0
+
+
+class _SilentWriter:
+    """Writer of a reply that is over."""
+
+    writable = True
+
+    def text(self, choice: int, text: str, logprobs: Sequence[TokenLogprob]) -> None:
+        """Drop it."""
+
+    def reasoning(self, choice: int, text: str) -> None:
+        """Drop it."""
+
+    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
+        """Drop it."""
+
+    def finish(self, choice: int, reason: str, stop: str | None) -> None:
+        """Drop it."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def done(self, usage: Usage) -> None:
+        """Drop it."""
+
+    def failed(self, error: DynamoError) -> None:
+        """Drop it."""
+
+
+_SILENT = _SilentWriter()
+
+
+def _nothing(error: DynamoError | None) -> None:
+    """Be called once more to no effect."""
+
+
+class PromptSink:
+    """Sink of one prompt's generation within a reply."""
+
+    def __init__(self, reply: Reply, first_choice: int) -> None:
+        self._reply = reply
+        self._first = first_choice
+
+    def tokens(self, choice: int, token_ids: list[int], logprobs: Sequence[TokenLogprob]) -> int | None:
+        """Take new tokens."""
+        return self._reply.take(self._first + choice, token_ids, logprobs)
+
+    def finished(self, choice: int, reason: FinishReason) -> None:
+        """A choice ended."""
+        self._reply.finish_choice(self._first + choice, reason)
+
+    def flush(self) -> None:
+        """Everything that arrived together has been given."""
+        self._reply.flush()
+
+    def done(self, usage: Usage) -> None:
+        """All choices of this prompt ended."""
+        self._reply.prompt_done()
+
+    def failed(self, error: DynamoError) -> None:
+        """This prompt cannot go on, so the reply cannot."""
+        self._reply.fail(error)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the client keeps up."""
+        return self._reply.writer.writable
+
+
+class Reply:
+    """One HTTP request's answer: several prompts, each with several choices.
+
+    Args:
+        choices: Text of every choice, in the order of their indices.
+        writer: Writes the API's form.
+        on_over: Called once with the error that ended the reply, or None.
+    """
+
+    def __init__(
+        self, choices: list[ChoiceText], writer: ReplyWriter, on_over: Callable[[DynamoError | None], None]
+    ) -> None:
+        self.writer: ReplyWriter = writer
+        self.generations: list[Generation] = []
+        self.over = False
+        self._choices = choices
+        self._on_over = on_over
+        self._done_prompts = 0
+
+    def sink(self, prompt: int, choices_per_prompt: int) -> PromptSink:
+        """Return the sink of a prompt's generation."""
+        return PromptSink(self, prompt * choices_per_prompt)
+
+    async def start(self) -> None:
+        """Start all generations; output then flows by itself.
+
+        Raises:
+            DynamoError: if one cannot start; the reply has then been failed.
+        """
+        try:
+            for generation in self.generations:
+                if self.over:
+                    return
+                await generation.start()
+        except DynamoError as error:
+            self.fail(error)
+
+    def take(self, choice: int, token_ids: list[int], logprobs: Sequence[TokenLogprob]) -> int | None:
+        """Take new tokens of a choice; see ``GenerationSink.tokens``."""
+        state = self._choices[choice]
+        text, counted = state.push(token_ids)
+        if counted is not None and logprobs:
+            logprobs = logprobs[:counted]
+        if state.parser is None:
+            if text or logprobs:
+                self.writer.text(choice, text, logprobs)
+            return counted
+        self._write_parsed(choice, state.parser.feed(text) if text else (), logprobs)
+        if counted is None and state.wants_no_more:
+            return len(token_ids)
+        return counted
+
+    def finish_choice(self, choice: int, reason: FinishReason) -> None:
+        """End a choice: what was held back comes first."""
+        state = self._choices[choice]
+        rest = "" if state.wants_no_more else state.finish()
+        if state.parser is None:
+            if rest:
+                self.writer.text(choice, rest, ())
+        else:
+            self._write_parsed(choice, state.parser.feed(rest) if rest else (), ())
+            if not state.wants_no_more:
+                self._write_parsed(choice, state.parser.finish(), ())
+        name = _FINISH_NAMES.get(reason, "stop")
+        self.writer.finish(choice, "tool_calls" if state.calls and name == "stop" else name, state.stop)
+
+    def flush(self) -> None:
+        """Send what has been written."""
+        if not self.over:
+            self.writer.flush()
+
+    def prompt_done(self) -> None:
+        """One more prompt is complete."""
+        self._done_prompts += 1
+        if self._done_prompts == len(self.generations) and not self.over:
+            self.over = True
+            self.writer.done(self.usage)
+            self._end(None)
+
+    def fail(self, error: DynamoError) -> None:
+        """End everything with an error. Idempotent."""
+        if self.over:
+            return
+        self.over = True
+        for generation in self.generations:
+            generation.cancel()
+        self.writer.failed(error)
+        self._end(error)
+
+    def cancel(self, error: DynamoError) -> None:
+        """The client left: stop all workers at once, write nothing. Idempotent."""
+        if self.over:
+            return
+        self.over = True
+        for generation in self.generations:
+            generation.cancel()
+        self._end(error)
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        for generation in self.generations:
+            generation.resume()
+
+    @property
+    def usage(self) -> Usage:
+        """Sum over the prompts."""
+        parts = [generation.usage for generation in self.generations]
+        return Usage(
+            sum(part.prompt_tokens for part in parts),
+            sum(part.completion_tokens for part in parts),
+            sum(part.cached_tokens for part in parts),
+            sum(part.reasoning_tokens for part in parts),
+        )
+
+    def _end(self, error: DynamoError | None) -> None:
+        """Tell of the end, and take apart what refers to each other.
+
+        A reply, its writer and its generations form circles; left whole, each would wait for the garbage collector.
+        """
+        on_over, self._on_over = self._on_over, _nothing
+        on_over(error)
+        self.generations = []
+        self.writer = _SILENT
+
+    def _write_parsed(self, choice: int, deltas: Sequence[ParsedDelta], logprobs: Sequence[TokenLogprob]) -> None:
+        state = self._choices[choice]
+        for delta in deltas:
+            if state.wants_no_more:
+                break
+            if isinstance(delta, ToolCallDelta):
+                self.writer.tool_call(choice, state.count_call(), delta)
+            elif delta.reasoning:
+                self.writer.reasoning(choice, delta.text)
+            else:
+                self.writer.text(choice, delta.text, logprobs)
+                logprobs = ()
+        if logprobs:
+            self.writer.text(choice, "", logprobs)
+
+
+__all__ = ["ChoiceText", "ParsedDelta", "PromptSink", "Reply", "ReplyWriter", "TextDelta"]

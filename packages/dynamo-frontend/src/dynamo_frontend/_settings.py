@@ -1,0 +1,89 @@
+"""Options of the frontend."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from dynamo_core.settings import DynamoSettings
+from dynamo_frontend._http.limits import HttpLimits
+
+_MIB = 1 << 20
+
+
+class HttpSettings(DynamoSettings):
+    """HTTP server."""
+
+    component: ClassVar[str] = "frontend"
+
+    http_host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
+    http_port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    http_backlog: int = Field(default=4096, ge=1, description="Connections that may wait to be accepted")
+    body_limit_mb: int = Field(default=192, ge=1, description="Largest request body in MiB")
+    head_timeout_s: float = Field(default=15.0, gt=0, description="Time for a request's head to arrive")
+    body_timeout_s: float = Field(default=30.0, gt=0, description="Longest pause within a request's body")
+    idle_timeout_s: float = Field(default=75.0, gt=0, description="Time a connection stays open between requests")
+    write_timeout_s: float = Field(
+        default=60.0, gt=0, description="Time after which a client that stops reading is cut"
+    )
+
+    def http_limits(self) -> HttpLimits:
+        """Return the limits of one connection."""
+        return HttpLimits(
+            body_bytes=self.body_limit_mb * _MIB,
+            head_timeout_s=self.head_timeout_s,
+            body_timeout_s=self.body_timeout_s,
+            idle_timeout_s=self.idle_timeout_s,
+            write_timeout_s=self.write_timeout_s,
+        )
+
+
+class FrontendSettings(HttpSettings):
+    """OpenAI-compatible HTTP frontend."""
+
+    router: str = Field(default="kv", description="Router plug-in; round-robin needs nothing but dynamo-core")
+    policy: str = Field(default="", description="Routing policy of that router; empty for its default")
+    router_options: dict[str, Any] = Field(default_factory=dict, description="Further router options as a JSON object")
+    migration_limit: int = Field(
+        default=3, ge=0, le=16, description="Times a request may continue on another worker; 0 turns it off"
+    )
+    tool_call_parser: str = Field(
+        default="",
+        description="Tool-call parser in place of the one the worker names or the template shows; `none` for no parser",
+    )
+    reasoning_parser: str = Field(
+        default="",
+        description="Reasoning parser in place of the one the worker names or the vocabulary shows; `none` for none",
+    )
+    tokenizer_cache_mb: int = Field(default=64, ge=0, description="Memory for cached tokenised text; 0 turns it off")
+    tokenize_inline_chars: int = Field(
+        default=8192, ge=0, description="Longer uncached text is tokenised on a thread, off the event loop"
+    )
+    max_concurrent_requests: int = Field(
+        default=16384,
+        ge=1,
+        description="Generation requests in work at once; more get the overload status",
+    )
+    active_decode_blocks_threshold: float | None = Field(
+        default=None, gt=0, le=1, description="Share of a worker's KV blocks above which it is busy; unset: never"
+    )
+    active_prefill_tokens_threshold: int | None = Field(
+        default=None, ge=1, description="Uncomputed prompt tokens above which a worker is busy; unset: never"
+    )
+    overload_status: int = Field(default=529, ge=400, le=599, description="HTTP status when all workers are busy")
+    sse_keep_alive_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Silence after which a stream sends a comment; 0 for never. It commits status 200",
+    )
+    traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
+
+
+class GatewaySettings(HttpSettings):
+    """Gateway before OpenAI-compatible engines."""
+
+    upstream: list[str] = Field(description="Base URL of an engine, http://host:port; may be given several times")
+    retry_limit: int = Field(default=2, ge=0, le=16, description="Further engines tried before the first byte")
+    probe_interval_s: float = Field(default=5.0, gt=0, description="How often engines are asked for their models")
+    drain_timeout_s: float = Field(default=30.0, ge=0, description="Time for running replies at the end")

@@ -1,0 +1,1 @@
+"""Trying eviction policies on recorded traffic."""

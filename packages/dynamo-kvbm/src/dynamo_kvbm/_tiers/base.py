@@ -1,0 +1,73 @@
+"""What a tier may do beyond ``BlockStore``, detected one ability at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+from dynamo_core.errors import InvalidRequestError
+from dynamo_core.kv import BlockDescriptor
+
+Spill = Callable[[Sequence[BlockDescriptor], Sequence[bytes | memoryview]], None]
+"""Receives blocks that are about to leave a tier. The data is valid during the call only."""
+
+
+@runtime_checkable
+class SupportsSpill(Protocol):
+    """A tier that hands its victims on."""
+
+    def spill_to(self, receive: Spill) -> None:
+        """Call ``receive`` with every batch of victims, before their room is reused."""
+        ...
+
+
+@runtime_checkable
+class SupportsHeld(Protocol):
+    """A tier that can name what it holds."""
+
+    def held(self) -> list[BlockDescriptor]:
+        """Return every block held."""
+        ...
+
+
+@runtime_checkable
+class SupportsDescribe(Protocol):
+    """A tier that knows more of its blocks than their hashes."""
+
+    def describe(self, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
+        """Return the descriptors of those of these blocks that are present."""
+        ...
+
+
+@runtime_checkable
+class SupportsTouch(Protocol):
+    """A tier that keeps recency."""
+
+    def touch(self, prefix: Sequence[int]) -> None:
+        """Mark the blocks of a prefix, root first, as used now; absent ones are ignored."""
+        ...
+
+
+@runtime_checkable
+class SupportsLend(Protocol):
+    """A tier whose bytes can be read in place."""
+
+    def lend(self, sequence_hashes: Sequence[int]) -> AbstractContextManager[Mapping[int, memoryview]]:
+        """Lend views of those blocks that are present, pinned while the context lasts."""
+        ...
+
+
+def require_pieces(blocks: Sequence[BlockDescriptor], data: Sequence[bytes | memoryview], block_bytes: int) -> None:
+    """Check what ``put`` is given.
+
+    Raises:
+        InvalidRequestError: if there are more or fewer pieces than blocks, or a piece has another size than a block.
+    """
+    if len(blocks) != len(data):
+        raise InvalidRequestError(f"{len(blocks)} blocks came with {len(data)} pieces of data", param="data")
+    for piece in data:
+        if len(piece) != block_bytes:
+            raise InvalidRequestError(
+                f"a block has {len(piece)} bytes, this tier stores blocks of {block_bytes}", param="data"
+            )

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from dynamo_core.enums import Tier
+from dynamo_core.kv import BlockDescriptor
+from dynamo_core.testing import FakeClock
+from dynamo_kvbm._admission import MAX_EXPECTED, PROBE_EVERY, CostTest, SecondTouch
+
+
+def test_second_touch_counts_within_its_bound() -> None:
+    seen = SecondTouch(2)
+    seen.note([1, 2, 1])
+    assert (seen.seen_twice(1), seen.seen_twice(2)) == (True, False)
+    seen.note([3, 4])
+    assert not seen.seen_twice(1)
+
+
+async def test_the_time_to_compute_is_measured_from_look_up_to_the_last_missing_block() -> None:
+    clock = FakeClock()
+    cost = CostTest(clock)
+    cost.looked_up([1, 2, 3, 4])
+    await clock.advance(2.0)
+    cost.computed([BlockDescriptor(1), BlockDescriptor(2)])
+    assert cost.recompute_s is None
+    cost.computed([BlockDescriptor(3), BlockDescriptor(4)])
+    assert cost.recompute_s == 0.5
+
+
+def test_unmeasured_tiers_pass_and_slow_ones_are_probed() -> None:
+    cost = CostTest(FakeClock())
+    cost.recompute_s = 0.1
+    assert cost.worth(Tier.DISK)
+    cost.fetched(Tier.DISK, 2, 0.1)
+    assert cost.worth(Tier.DISK)
+    for _ in range(100):
+        cost.fetched(Tier.DISK, 1, 1.0)
+    assert [cost.worth(Tier.DISK) for _ in range(2 * PROBE_EVERY)].count(True) == 2
+
+
+def test_prefixes_that_are_never_computed_are_forgotten() -> None:
+    clock = FakeClock()
+    cost = CostTest(clock)
+    cost.looked_up([1])
+    for item in range(2, MAX_EXPECTED + 2):
+        cost.looked_up([item])
+    cost.computed([BlockDescriptor(1)])
+    assert cost.recompute_s is None

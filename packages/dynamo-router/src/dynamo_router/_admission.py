@@ -1,0 +1,144 @@
+"""Admission: decide at once if that is possible and nobody waits before, else wait in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from dynamo_core.clock import Clock
+from dynamo_core.errors import CapacityExhaustedError, DynamoError
+from dynamo_core.ids import ReservationId
+from dynamo_core.load import QueuedLoad
+from dynamo_core.routing import RoutingDecision, RoutingRequest
+from dynamo_router._decide import Decider
+from dynamo_router._filters import pin_of
+from dynamo_router._prompt import Prompt
+from dynamo_router._queue import FairQueue, Waiting
+
+
+class Ticket(msgspec.Struct):
+    """What a waiting caller holds."""
+
+    request: RoutingRequest
+    prompt: Prompt
+    arrived_s: float
+    answer: asyncio.Future[RoutingDecision]
+
+
+class Admission:
+    """Puts requests through the decider, in turn when workers are busy.
+
+    Args:
+        decider: Decides.
+        queue: Where requests wait; None refuses instead.
+        release: Frees a booking whose caller left before it heard of it.
+        clock: Time.
+    """
+
+    def __init__(
+        self,
+        decider: Decider,
+        queue: FairQueue[Ticket] | None,
+        *,
+        release: Callable[[ReservationId], object],
+        clock: Clock,
+    ) -> None:
+        self._decider = decider
+        self._queue = queue
+        self._release = release
+        self._clock = clock
+
+    def __len__(self) -> int:
+        return 0 if self._queue is None else len(self._queue)
+
+    async def admit(self, request: RoutingRequest, prompt: Prompt) -> RoutingDecision:
+        """Return a decision, now or when a worker has room. Cancelling leaves the queue.
+
+        Raises:
+            DynamoError: as ``Decider.decide`` does; ``CapacityExhaustedError`` also if the queue is full.
+        """
+        now_s = self._clock.monotonic()
+        if self._queue is None or not request.reserve:
+            return self._decider.decide(request, prompt, now_s)
+        if not len(self._queue):
+            try:
+                return self._decider.decide(request, prompt, now_s)
+            except CapacityExhaustedError:
+                pass
+        else:
+            # Raises for a request that could never go, which must not wait.
+            self._require_possible(request)
+        return await self._wait(self._queue, request, prompt, now_s)
+
+    def pump(self) -> None:
+        """Decide for those that wait and can go. To be called whenever load fell or workers changed."""
+        queue = self._queue
+        while queue is not None and len(queue):
+            entry = queue.pop(self._can_go)
+            if entry is None:
+                return
+            self._answer(entry.item)
+            queue.charge(entry.tenant, entry.cost)
+
+    def queued(self) -> QueuedLoad:
+        """Return what waits."""
+        if self._queue is None:
+            return QueuedLoad()
+        entries = list(self._queue.waiting())
+        return QueuedLoad(
+            len(entries), sum(entry.prompt_tokens for entry in entries), sum(entry.cost for entry in entries)
+        )
+
+    async def _wait(
+        self, queue: FairQueue[Ticket], request: RoutingRequest, prompt: Prompt, now_s: float
+    ) -> RoutingDecision:
+        ticket = Ticket(request, prompt, now_s, asyncio.get_running_loop().create_future())
+        hints = request.hints
+        instance, rank = pin_of(request)
+        entry = Waiting(
+            ticket,
+            cost=self._decider.uncached_tokens(prompt),
+            prompt_tokens=prompt.tokens,
+            priority=hints.priority,
+            tenant=hints.tenant,
+            lane=None if instance is None else (instance, rank),
+        )
+        queue.push(hints.policy_class, entry)
+        self.pump()
+        try:
+            return await ticket.answer
+        except asyncio.CancelledError:
+            queue.discard(entry)
+            if ticket.answer.done() and not ticket.answer.cancelled() and ticket.answer.exception() is None:
+                reservation = ticket.answer.result().reservation
+                if reservation is not None:
+                    self._release(reservation)
+            raise
+
+    def _require_possible(self, request: RoutingRequest) -> None:
+        try:
+            self._decider.eligible(request)
+        except CapacityExhaustedError:
+            return
+
+    def _can_go(self, entry: Waiting[Ticket]) -> bool:
+        try:
+            self._decider.eligible(entry.item.request)
+        except CapacityExhaustedError:
+            return False
+        except DynamoError:
+            # It can go to its caller, with this error.
+            return True
+        return True
+
+    def _answer(self, ticket: Ticket) -> None:
+        if ticket.answer.done():
+            return
+        try:
+            decision = self._decider.decide(ticket.request, ticket.prompt, ticket.arrived_s)
+        except DynamoError as error:
+            ticket.answer.set_exception(error)
+        else:
+            ticket.answer.set_result(decision)

@@ -1,0 +1,43 @@
+"""Receipts: the last decisions with what became of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from dynamo_core.routing import RequestOutcome, RoutingDecision
+
+
+class ReceiptRing:
+    """A bounded store of decisions and their outcomes; the oldest go first.
+
+    Args:
+        capacity: Most decisions kept; 0 keeps none.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._kept: OrderedDict[str, tuple[RoutingDecision, RequestOutcome | None]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self, decision: RoutingDecision) -> None:
+        """Keep a decision."""
+        if self.capacity:
+            self._kept[decision.decision_id] = (decision, None)
+            if len(self._kept) > self.capacity:
+                self._kept.popitem(last=False)
+
+    def join(self, decision_id: str, outcome: RequestOutcome) -> None:
+        """Add what became of a decision that is still kept; the first outcome stays."""
+        kept = self._kept.get(decision_id)
+        if kept is not None and kept[1] is None:
+            self._kept[decision_id] = (kept[0], outcome)
+
+    def get(self, decision_id: str) -> tuple[RoutingDecision, RequestOutcome | None] | None:
+        """Return a decision and its outcome, if still kept."""
+        return self._kept.get(decision_id)
+
+    def recent(self, limit: int) -> list[tuple[RoutingDecision, RequestOutcome | None]]:
+        """Return the newest decisions, newest first."""
+        return [entry for entry, _ in zip(reversed(self._kept.values()), range(limit), strict=False)]

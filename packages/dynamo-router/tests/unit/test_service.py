@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+
+import pytest
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestClient, TestServer
+
+from dynamo_core.ids import WorkerId
+from dynamo_core.routing import RoutingDecision
+from dynamo_core.tokens import BlockHasher, pack_tokens, unpack_hashes
+from dynamo_router import RouterSettings
+from dynamo_router._explain import explain, render
+from dynamo_router._service import SelectionService
+from dynamo_router._service_bodies import EventsBody, read_body
+
+PROMPT = list(range(64))
+HASHES = BlockHasher(16).hash_tokens(pack_tokens(PROMPT))
+
+
+@pytest.fixture
+async def client():
+    service = SelectionService(RouterSettings(receipts="on", policy="kv"), max_routers=2)
+    async with TestClient(TestServer(service.application())) as client:
+        yield client
+
+
+async def call(client, method, path, body=None, status=200):
+    response = await client.request(method, path, data=None if body is None else json.dumps(body))
+    payload = await response.json()
+    assert response.status == status, payload
+    return payload
+
+
+async def register(client, number, **fields):
+    body = {"worker_id": number, "block_size": 16, "endpoint": f"http://w{number}", **fields}
+    return await call(client, "POST", "/workers", body, 201)
+
+
+async def store(client, number, **fields):
+    event = {"type": "stored", "event_id": 1, "block_hashes": list(unpack_hashes(HASHES.sequence)), "token_ids": PROMPT}
+    return await call(client, "POST", "/events", {"worker_id": number, "events": [{**event, **fields}]})
+
+
+async def test_selects_reserves_and_remembers(client):
+    await call(client, "GET", "/ready", status=503)
+    await register(client, 1)
+    await register(client, 2)
+    assert await store(client, 2) == {"last_event_id": 1, "state": "live", "detail": ""}
+    asked = {"selection_id": "s-1", "token_ids": PROMPT + [7] * 10}
+    answer = await call(client, "POST", "/select", asked)
+    assert (answer["worker_id"], answer["endpoint"], answer["reservation_id"]) == (2, "http://w2", None)
+    assert answer["overlap"] == {"longest_matched": 64, "gpu": 64, "cpu": 0, "disk": 0, "external": 0}
+    assert answer["effective_prefill_tokens"] == 10
+    answer = await call(client, "POST", "/select_and_reserve", asked)
+    booked = answer["reservation_id"]
+    (loads,) = await call(client, "GET", "/loads")
+    assert [load.get("projected", {}).get("prefill_tokens", 0) for load in loads["workers"]] == [0, 10]
+    await call(client, "POST", f"/reservations/{booked}/prefill_complete")
+    await call(client, "POST", f"/reservations/{booked}/progress", {"output_tokens": 20})
+    (loads,) = await call(client, "GET", "/loads")
+    assert loads["workers"][1]["projected"]["decode_blocks"] == 5
+    await call(client, "DELETE", f"/reservations/{booked}", {"cached_tokens": 64, "ttft_s": 0.5, "output_tokens": 20})
+    kept = await call(client, "GET", f"/v1/decisions/{answer['decision_id']}")
+    assert kept["decision"]["request_id"] == "s-1"
+    assert kept["outcome"]["cached_tokens"] == 64
+    assert len(await call(client, "GET", "/v1/decisions?limit=1")) == 1
+    assert (await call(client, "GET", "/ready"))["index_modes"] == {
+        "default/default/1/0": "approximate",
+        "default/default/2/0": "exact",
+    }
+    assert (await call(client, "GET", "/health"))["status"] == "ok"
+    metrics = await (await client.get("/metrics")).text()
+    assert 'dynamo_router_decisions_total{model="default/default",policy="kv"} 2.0' in metrics
+
+
+async def test_hashes_serve_as_well_as_tokens(client):
+    await register(client, 1, data_parallel_size=2)
+    signed = [value - (1 << 64) if value >> 63 else value for value in unpack_hashes(HASHES.sequence)]
+    await store(client, 1, block_hashes=signed, token_ids=[], token_hashes=list(unpack_hashes(HASHES.local)))
+    body = {"block_hashes": list(unpack_hashes(HASHES.local)), "isl_tokens": 70}
+    answer = await call(client, "POST", "/select", body)
+    assert (answer["worker_id"], answer["dp_rank"], answer["overlap"]["gpu"]) == (1, 0, 64)
+    found = await call(client, "POST", "/overlap_scores", {"token_ids": PROMPT})
+    assert [(score["worker_id"], score["cached_tokens"]) for score in found["scores"]] == [(1, 64)]
+    assert found["scores"][0]["tier_blocks"]["device"] == 4
+    await call(
+        client,
+        "POST",
+        "/events",
+        {"worker_id": 1, "events": [{"type": "removed", "event_id": 2, "block_hashes": signed[3:]}]},
+    )
+    assert (await call(client, "POST", "/select", body))["overlap"]["gpu"] == 48
+    await call(client, "POST", "/events", {"worker_id": 1, "events": [{"type": "cleared", "event_id": 3}]})
+    assert (await call(client, "POST", "/select", body))["overlap"]["gpu"] == 0
+
+
+async def test_workers_come_and_go(client):
+    await register(client, 1)
+    await register(client, 1, total_kv_blocks=10)
+    assert [worker["total_kv_blocks"] for worker in await call(client, "GET", "/workers")] == [10]
+    await call(client, "DELETE", "/workers/1")
+    await call(client, "DELETE", "/workers/1", status=404)
+    await call(client, "POST", "/select", {"token_ids": PROMPT}, 503)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "part"),
+    [
+        ("/select", {"model_name": "other"}, 404, "no worker of model 'other'"),
+        ("/select", {"colour": 1}, 400, "colour"),
+        ("/select", {"token_ids": ["x"]}, 400, "token_ids"),
+        ("/select", {"token_ids": [-1]}, 400, "token id"),
+        ("/select", {"hints": {"instance_id": 9}}, 400, "pinned instance"),
+        ("/workers", {"worker_id": 3, "block_size": 32}, 400, "32"),
+        ("/events", {"worker_id": 9, "events": []}, 400, "unknown worker"),
+        ("/events", {"worker_id": 1, "events": [{"type": "moved", "event_id": 1}]}, 400, "moved"),
+        ("/events", {"worker_id": 1, "events": [], "block_size": 32}, 400, "block size 32"),
+        ("/reservations/x/prefill_complete", {}, 404, "'x'"),
+        ("/v1/nothing", {}, 404, "/v1/nothing"),
+    ],
+)
+async def test_says_what_is_wrong(client, path, body, status, part):
+    await register(client, 1)
+    answer = await call(client, "POST", path, body, status)
+    assert part in answer["error"]["message"]
+
+
+async def test_the_number_of_routers_is_bounded(client):
+    await register(client, 1)
+    await register(client, 2, model_name="b")
+    await call(client, "POST", "/workers", {"worker_id": 3, "block_size": 16, "model_name": "c"}, 500)
+    await call(client, "GET", "/v1/decisions/none", status=404)
+
+
+def test_events_name_their_rank():
+    body = read_body(EventsBody, b'{"worker_id": 1, "dp_rank": 2, "events": [{"type": "cleared", "event_id": 5}]}')
+    assert body.batch(16).worker.dp_rank == 2
+
+
+async def test_explain_prints_a_running_services_decision(client):
+    await register(client, 1)
+    await register(client, 2)
+    await store(client, 2)
+    hints = {"excluded_instance_ids": [1]}
+    answer = await call(client, "POST", "/select_and_reserve", {"token_ids": PROMPT, "hints": hints})
+    await call(client, "DELETE", f"/reservations/{answer['reservation_id']}", {"cached_tokens": 64})
+    printed = []
+    url = str(client.make_url("/"))
+    assert await asyncio.to_thread(explain, [answer["decision_id"], "--url", url], printed.append) == 0
+    assert "went to worker 2/0 by policy kv" in printed[0]
+    assert "the engine reported 64 cached tokens" in printed[0]
+    assert "excluded by the request" in printed[0]
+    assert "chosen" in printed[0].splitlines()[5]
+
+
+async def test_serve_runs_until_it_is_told_to_stop():
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "import sys; from dynamo_router._cli import main; sys.exit(main())"),
+        *("serve", "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        line = (await process.stdout.readline()).decode()
+        url = line.rsplit(" ", 1)[1].strip()
+        async with ClientSession() as session, session.get(f"{url}/health") as response:
+            assert response.status == 200
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+        assert await process.stderr.read() == b""
+
+
+def test_a_decision_without_candidates_says_how_to_get_them():
+    assert "receipts=on" in render(RoutingDecision("d", "r", WorkerId(1), "kv"), None)

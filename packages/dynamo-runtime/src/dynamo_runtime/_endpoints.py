@@ -1,0 +1,120 @@
+"""Endpoints by name: serve one and announce it, find who serves one, call it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynamo_core.cards import EndpointTypes
+from dynamo_core.discovery import INSTANCES_PREFIX, Discovery, Instance, Lease, endpoint_prefix
+from dynamo_core.errors import ConflictError, UnavailableError
+from dynamo_core.ids import EndpointId, new_instance_id
+from dynamo_core.planes import DEFAULT_CALL_OPTIONS, CallOptions, RequestHandler, RequestPlane, ServedEndpoint
+from dynamo_core.streams import call_unary
+from dynamo_core.wire import INSTANCE
+
+RAW = EndpointTypes(request="", response="")
+"""Types of an endpoint whose payloads and items are plain bytes."""
+
+
+@dataclass(frozen=True)
+class AnnouncedEndpoint:
+    """An endpoint that this process serves and that peers can find."""
+
+    instance: Instance
+    served: ServedEndpoint
+    discovery: Discovery
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Leave discovery, refuse new calls, finish running ones; return whether all ended in time."""
+        await self.discovery.delete(self.instance.key)
+        return await self.served.drain(timeout_s)
+
+    async def close(self) -> None:
+        """Leave discovery and end what still runs. Idempotent."""
+        await self.discovery.delete(self.instance.key)
+        await self.served.close()
+
+
+async def announce_endpoint(
+    discovery: Discovery,
+    plane: RequestPlane,
+    lease: Lease,
+    endpoint: EndpointId,
+    handler: RequestHandler,
+    *,
+    types: EndpointTypes = RAW,
+) -> AnnouncedEndpoint:
+    """Serve an endpoint and register it as a new instance under the lease."""
+    served = await plane.serve(endpoint, handler, schema=types.request)
+    instance = Instance(
+        endpoint=endpoint,
+        instance_id=new_instance_id(),
+        address=served.address,
+        types=types,
+        device_type="cpu",
+        metadata={"host": platform.node(), "pid": str(os.getpid())},
+    )
+    try:
+        await discovery.put(instance.key, INSTANCE.encode(instance), lease=lease)
+    except BaseException:
+        await served.close()
+        raise
+    return AnnouncedEndpoint(instance, served, discovery)
+
+
+async def find_instances(discovery: Discovery, endpoint: EndpointId) -> list[Instance]:
+    """Return who serves an endpoint, by instance id."""
+    records = await discovery.list(INSTANCES_PREFIX + endpoint_prefix(endpoint))
+    return [INSTANCE.decode(record.value) for record in records]
+
+
+async def require_instances(discovery: Discovery, endpoint: EndpointId) -> list[Instance]:
+    """Return who serves an endpoint.
+
+    Raises:
+        UnavailableError: if nobody does.
+    """
+    found = await find_instances(discovery, endpoint)
+    if not found:
+        raise UnavailableError(
+            f"nobody serves {endpoint}; start one, or look with: dynamo instances", reason="backend.worker_unavailable"
+        )
+    return found
+
+
+async def call_any(
+    plane: RequestPlane, instances: Sequence[Instance], payload: bytes, options: CallOptions = DEFAULT_CALL_OPTIONS
+) -> bytes:
+    """Call the first instance that can be reached and return the answer's only item. Cancelling kills the call.
+
+    Raises:
+        UnavailableError: if none can be reached.
+        DynamoError: what the handler raised.
+    """
+    last: UnavailableError | None = None
+    for instance in instances:
+        try:
+            return await call_unary(plane, instance.address, instance.endpoint, payload, options)
+        except UnavailableError as error:
+            if error.reason != "transport.cannot_connect":
+                raise
+            last = error
+    raise last or UnavailableError("there is no instance to call", reason="backend.worker_unavailable")
+
+
+def pick_instance(instances: list[Instance], instance_id: int | None) -> Instance:
+    """Return the instance with that id, or the first one if no id is given.
+
+    Raises:
+        ConflictError: if no instance has the id.
+    """
+    if instance_id is None:
+        return instances[0]
+    for instance in instances:
+        if instance.instance_id == instance_id:
+            return instance
+    known = ", ".join(format(instance.instance_id, "x") for instance in instances)
+    raise ConflictError(f"instance {instance_id:x} does not serve {instances[0].endpoint}; there are {known}")

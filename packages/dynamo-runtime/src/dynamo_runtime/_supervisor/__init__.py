@@ -1,0 +1,1 @@
+"""The local supervisor: keeps worker processes on this machine, scales, drains and replaces them."""

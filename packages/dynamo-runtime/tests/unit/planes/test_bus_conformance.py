@@ -1,0 +1,35 @@
+"""The ZeroMQ event bus keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+from dynamo_core import plugins
+from dynamo_core.clock import SystemClock
+from dynamo_core.planes import EventBus
+from dynamo_core.testing import EventBusConformance
+from dynamo_runtime._discovery.file import FileDiscovery
+
+
+class ZmqSuite:
+    overflow_events = 3000
+    ring_events = 64
+
+    @pytest_asyncio.fixture(autouse=True)
+    async def _discovery(self, tmp_path: Path) -> AsyncIterator[None]:
+        self._store = FileDiscovery(tmp_path, clock=SystemClock())
+        await self._store.start()
+        yield
+        await self._store.close()
+
+    async def make_bus(self) -> EventBus:
+        factory = plugins.load("event_buses", "zmq")
+        options = {"buffer_events": 1000, "ring_events": 256}
+        return factory("zmq://127.0.0.1:0", discovery=self._store, clock=SystemClock(), options=options)
+
+
+class TestZmq(ZmqSuite, EventBusConformance):
+    pass

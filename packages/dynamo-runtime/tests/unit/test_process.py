@@ -1,0 +1,139 @@
+"""Whole processes: exit status, messages and signals, as a shell sees them."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+LIMIT_S = 30.0
+RESEND_S = 0.6
+
+PROGRAM = """
+import asyncio, os, sys
+from dynamo_core.errors import ConfigurationError, UnavailableError
+from dynamo_runtime import HostedComponent, RuntimeSettings, run_components
+
+MODE = sys.argv[1]
+
+class Part:
+    name = "part"
+    def __init__(self, context): self.context = context
+    async def start(self):
+        if MODE == "misconfigured":
+            raise ConfigurationError("no such model\\ngive another")
+        if MODE == "crash":
+            async def fail(): raise UnavailableError("engine is gone", reason="backend.disconnected")
+            self.context.spawn(fail(), name="fail")
+    async def drain(self, timeout_s):
+        print("drain", flush=True)
+        if MODE == "stuck":
+            await asyncio.Event().wait()
+    async def stop(self): print("stop", flush=True)
+
+class Plugin:
+    settings_types = ()
+    takes_extra_args = False
+    def create(self, context, settings, extra_args): return Part(context)
+
+async def ready(): print("ready", flush=True)
+
+settings = RuntimeSettings(
+    discovery="mem://", request_plane="mem://", event_bus="mem://", log_level="error", **eval(sys.argv[2])
+)
+sys.exit(run_components([HostedComponent("part", Plugin())], settings, on_ready=ready))
+"""
+
+
+@contextmanager
+def program(mode: str, settings: str = "{}") -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PROGRAM, mode, settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("options", ["{}", "{'uvloop': False}"])
+def test_a_signal_drains_and_exits_0(number: signal.Signals, options: str) -> None:
+    with program("well", options) as process:
+        assert next_line(process) == "ready"
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, output, errors) == (0, "drain\nstop\n", "")
+
+
+def test_a_second_signal_stops_a_drain_that_hangs() -> None:
+    with program("stuck") as process:
+        assert next_line(process) == "ready"
+        process.send_signal(signal.SIGTERM)
+        assert next_line(process) == "drain"
+        for _ in range(int(LIMIT_S / RESEND_S)):
+            # Those that come at once count as echoes of the first.
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(RESEND_S)
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        output, _ = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, output) == (0, "stop\n")
+
+
+def test_wrong_configuration_is_one_line_and_status_2() -> None:
+    with program("misconfigured") as process:
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, errors) == (2, "dynamo: error: no such model; give another\n")
+
+
+def test_a_crash_is_status_1_with_its_reason() -> None:
+    with program("crash") as process:
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 1
+        assert errors == "dynamo: error: engine is gone (backend.disconnected)\n"
+
+
+def test_a_process_refuses_a_parent_that_is_not_its_own() -> None:
+    with program("well", "{'parent_pid': 1}") as process:
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 2
+        assert "--parent-pid" in errors
+
+
+def test_a_child_dies_with_a_killed_parent() -> None:
+    parent_code = (
+        "import subprocess, sys, os\n"
+        "child = subprocess.Popen([sys.executable, '-c', sys.argv[1], 'well', "
+        "repr({'parent_pid': os.getpid()})], stdout=subprocess.PIPE, text=True)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", parent_code, PROGRAM], stdout=subprocess.PIPE, text=True)
+    child_pid = int(next_line(parent))
+    descriptor = os.pidfd_open(child_pid)
+    try:
+        parent.kill()
+        parent.communicate()
+        ended, _, _ = select.select([descriptor], [], [], LIMIT_S)
+        assert ended
+    finally:
+        os.close(descriptor)

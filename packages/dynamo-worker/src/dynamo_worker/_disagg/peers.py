@@ -1,0 +1,146 @@
+"""The prefill workers that serve a model, as discovery shows them, and how to ask one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from dynamo_core.cards import ModelCard
+from dynamo_core.clock import Clock
+from dynamo_core.discovery import (
+    INSTANCES_PREFIX,
+    MODELS_PREFIX,
+    Discovery,
+    Instance,
+    ModelRecord,
+    RecordDeleted,
+    RecordPut,
+    endpoint_prefix,
+)
+from dynamo_core.enums import WorkerType
+from dynamo_core.errors import BackendProtocolError, DynamoError, UnavailableError
+from dynamo_core.ids import EndpointId
+from dynamo_core.planes import CallOptions, RequestPlane
+from dynamo_core.requests import GenerateRequest, PrefillResult
+from dynamo_core.streams import open_stream
+from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST, INSTANCE, MODEL_RECORD
+
+COOLDOWN_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class _Peer:
+    instance: Instance | None = None
+    cards: dict[str, ModelCard] = field(default_factory=dict[str, ModelCard])
+    resting_until_s: float = 0.0
+
+
+class PrefillPeers:
+    """Prefill workers behind one endpoint, asked in turn; one that failed rests for a while.
+
+    Args:
+        discovery: Where they register.
+        plane: How they are reached.
+        endpoint: Their generate endpoint.
+        clock: Time.
+    """
+
+    def __init__(self, discovery: Discovery, plane: RequestPlane, endpoint: EndpointId, clock: Clock) -> None:
+        self.endpoint = endpoint
+        self._discovery = discovery
+        self._plane = plane
+        self._clock = clock
+        self._peers: dict[str, _Peer] = {}
+        self._turn = 0
+
+    async def watch_instances(self) -> None:
+        """Follow their instances until cancelled."""
+        await self._watch(INSTANCES_PREFIX, self._put_instance, self._drop_instance)
+
+    async def watch_models(self) -> None:
+        """Follow their model cards until cancelled."""
+        await self._watch(MODELS_PREFIX, self._put_model, self._drop_model)
+
+    def choose(self, model: str, block_size: int, *, excluded: frozenset[int] = frozenset()) -> Instance | None:
+        """Return the next worker that computes the model in blocks of that size; None if there is none."""
+        now = self._clock.monotonic()
+        fit = [
+            peer.instance
+            for _, peer in sorted(self._peers.items())
+            if peer.instance is not None
+            and peer.instance.instance_id not in excluded
+            and peer.resting_until_s <= now
+            and any(_fits(card, model, block_size) for card in peer.cards.values())
+        ]
+        self._turn += 1
+        return fit[self._turn % len(fit)] if fit else None
+
+    async def prefill(self, instance: Instance, request: GenerateRequest, *, deadline_s: float) -> PrefillResult:
+        """Have a prompt computed. Cancelling the wait kills the call, which aborts the work there.
+
+        Raises:
+            DynamoError: what ended the call; the worker then rests.
+            BackendProtocolError: if it answered without a hand-off.
+        """
+        asked = msgspec.structs.replace(request, handoff=None, deadline_s=deadline_s)
+        options = CallOptions(request.request_id, deadline_s, schema=instance.types.request)
+        payload = GENERATE_REQUEST.encode(asked)
+        handoff: PrefillResult | None = None
+        try:
+            async with await open_stream(self._plane, instance.address, self.endpoint, payload, options) as stream:
+                async for item in stream:
+                    handoff = GENERATE_CHUNK.decode(item).handoff or handoff
+        except UnavailableError as error:
+            self._rest(instance, error)
+            raise
+        if handoff is None:
+            raise BackendProtocolError("the prefill worker ended without a hand-off")
+        return handoff
+
+    def _rest(self, instance: Instance, error: DynamoError) -> None:
+        log.info("prefill worker rests", instance=f"{instance.instance_id:x}", reason=error.reason)
+        for peer in self._peers.values():
+            if peer.instance is not None and peer.instance.instance_id == instance.instance_id:
+                peer.resting_until_s = self._clock.monotonic() + COOLDOWN_S
+
+    async def _watch(self, kind: str, put: Callable[[str, bytes], None], drop: Callable[[str], None]) -> None:
+        prefix = kind + endpoint_prefix(self.endpoint)
+        async for event in self._discovery.watch(prefix):
+            if isinstance(event, RecordPut):
+                put(event.key.removeprefix(prefix), event.value)
+            elif isinstance(event, RecordDeleted):
+                drop(event.key.removeprefix(prefix))
+
+    def _put_instance(self, name: str, value: bytes) -> None:
+        self._peers.setdefault(name, _Peer()).instance = INSTANCE.decode(value)
+
+    def _drop_instance(self, name: str) -> None:
+        if name in self._peers:
+            self._peers[name].instance = None
+            self._tidy(name)
+
+    def _put_model(self, name: str, value: bytes) -> None:
+        record: ModelRecord = MODEL_RECORD.decode(value)
+        instance, _, suffix = name.partition("/")
+        if record.card.worker_type is WorkerType.PREFILL:
+            self._peers.setdefault(instance, _Peer()).cards[suffix] = record.card
+
+    def _drop_model(self, name: str) -> None:
+        instance, _, suffix = name.partition("/")
+        if instance in self._peers:
+            self._peers[instance].cards.pop(suffix, None)
+            self._tidy(instance)
+
+    def _tidy(self, name: str) -> None:
+        peer = self._peers[name]
+        if peer.instance is None and not peer.cards:
+            del self._peers[name]
+
+
+def _fits(card: ModelCard, model: str, block_size: int) -> bool:
+    return card.kv_block_size == block_size and (card.name == model or model in card.aliases)

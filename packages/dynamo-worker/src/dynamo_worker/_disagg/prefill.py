@@ -1,0 +1,119 @@
+"""The prefill role: computes a prompt, keeps its blocks, and answers with pull parameters instead of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from dynamo_core.engine import Engine, EngineConfig, EngineContext
+from dynamo_core.enums import FinishReason
+from dynamo_core.ids import EndpointId
+from dynamo_core.planes import RequestContext
+from dynamo_core.requests import GenerateChunk, GenerateRequest, OutputOptions, SamplingOptions, StopConditions, Usage
+from dynamo_worker._disagg.handoff import KvHandoff, SupportsKvHandoff, prompt_blocks
+from dynamo_worker._disagg.leases import LeaseTable
+
+_GREEDY = SamplingOptions(temperature=0.0)
+_ENDED = (FinishReason.LENGTH, FinishReason.EOS, FinishReason.STOP)
+
+
+class PrefillEngine:
+    """An engine that stops after the prompt, around one that goes on. The inner engine's life is its host's.
+
+    Args:
+        engine: Computes.
+        blocks: The same engine's blocks.
+        leases: Keeps them.
+        endpoint: The transfer endpoint.
+        address: Where it is served.
+        instance_id: This worker.
+        shared_memory: Marker of the memory that transfers may go through; empty without.
+    """
+
+    def __init__(  # noqa: PLR0913 - built once, every argument by name
+        self,
+        engine: Engine,
+        blocks: SupportsKvHandoff,
+        leases: LeaseTable,
+        *,
+        endpoint: EndpointId,
+        address: str,
+        instance_id: int,
+        shared_memory: str,
+    ) -> None:
+        self._engine = engine
+        self._blocks = blocks
+        self._leases = leases
+        self._layout = blocks.block_access().layout
+        self._handoff = KvHandoff(
+            address, str(endpoint), instance_id, "", leases.lease_s, b"", self._layout, shared_memory=shared_memory
+        )
+
+    async def start(self, context: EngineContext) -> EngineConfig:
+        """Start the inner engine."""
+        return await self._engine.start(context)
+
+    async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
+        """Compute the prompt and yield one chunk, with the hand-off. A canary gets what the engine gives.
+
+        The sampled token is dropped: the decode worker samples it again, from the same logits, with the request's own
+        options. Leaving the iterator aborts the request; blocks that are held already expire with their lease.
+
+        Raises:
+            DynamoError: what the engine raises.
+        """
+        last: GenerateChunk | None = None
+        chunks: Any = self._engine.generate(_prompt_only(request), context)
+        try:
+            async for chunk in chunks:
+                if request.health_check:
+                    yield chunk
+                last = chunk
+        finally:
+            if hasattr(chunks, "aclose"):
+                await chunks.aclose()
+        if request.health_check or last is None:
+            return
+        if last.finish_reason not in _ENDED:
+            yield msgspec.structs.replace(last, token_ids=b"", first_index=request.accepted_tokens)
+            return
+        yield await self._handed_over(request, last.usage or Usage())
+
+    async def abort(self, request_id: str) -> None:
+        """Abort in the inner engine."""
+        await self._engine.abort(request_id)
+
+    async def drain(self) -> None:
+        """Drain the inner engine."""
+        await self._engine.drain()
+
+    async def cleanup(self) -> None:
+        """Clean the inner engine up."""
+        await self._engine.cleanup()
+
+    async def _handed_over(self, request: GenerateRequest, usage: Usage) -> GenerateChunk:
+        hashes = [block.sequence_hash for block in prompt_blocks(request, self._layout.block_size)]
+        lease_id, held = await self._leases.grant(hashes)
+        packed = b"".join(value.to_bytes(8, "little") for value in hashes[:held])
+        handoff = msgspec.structs.replace(self._handoff, lease_id=lease_id, sequence_hashes=packed)
+        return GenerateChunk(
+            first_index=request.accepted_tokens,
+            attempt=request.attempt,
+            finish_reason=FinishReason.LENGTH,
+            usage=Usage(usage.prompt_tokens, request.accepted_tokens, usage.cached_tokens),
+            handoff=handoff.to_result(cached_tokens=usage.cached_tokens),
+        )
+
+
+def _prompt_only(request: GenerateRequest) -> GenerateRequest:
+    if request.health_check:
+        return request
+    return msgspec.structs.replace(
+        request,
+        sampling=_GREEDY,
+        stop=StopConditions(max_tokens=request.accepted_tokens + 1, ignore_eos=True),
+        output=OutputOptions(),
+        handoff=None,
+    )

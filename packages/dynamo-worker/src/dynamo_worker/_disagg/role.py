@@ -1,0 +1,188 @@
+"""Puts an engine into its role: what serves requests, what the card says, and which endpoints come with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+
+from dynamo_core.component import ComponentContext
+from dynamo_core.discovery import Instance
+from dynamo_core.engine import Engine, EngineConfig, SupportsSubmit
+from dynamo_core.enums import WorkerType
+from dynamo_core.errors import ConfigurationError
+from dynamo_core.ids import EndpointId, InstanceId
+from dynamo_core.wire import TRANSFER_REQUEST
+from dynamo_worker._disagg.decode import DecodeEngine, DecodeOptions
+from dynamo_worker._disagg.handoff import TRANSFER_ENDPOINT, SupportsKvHandoff
+from dynamo_worker._disagg.leases import LeaseTable
+from dynamo_worker._disagg.peers import PrefillPeers
+from dynamo_worker._disagg.prefill import PrefillEngine
+from dynamo_worker._disagg.pull import BlockPuller
+from dynamo_worker._disagg.segments import segment_pool
+from dynamo_worker._disagg.transfer import TransferHandler
+from dynamo_worker._metrics import WorkerMetrics
+from dynamo_worker._settings import WorkerSettings
+
+_TYPES = {"agg": WorkerType.AGGREGATED, "prefill": WorkerType.PREFILL, "decode": WorkerType.DECODE}
+_SHARE_OF_BLOCKS = 2
+
+
+class Role:
+    """An engine in its role.
+
+    Args:
+        engine: A started engine.
+        config: What it says of itself.
+        settings: The role and its options.
+        context: What the process offers.
+        metrics: Where counts go.
+
+    Attributes:
+        engine: What serves requests.
+        config: What the card is made from.
+        instances: Endpoints to register besides the worker's own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: EngineConfig,
+        *,
+        settings: WorkerSettings,
+        context: ComponentContext,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.engine = engine
+        self.config = config
+        self.instances: list[Instance] = []
+        self._settings = settings
+        self._context = context
+        self._metrics = metrics
+        self._leases: LeaseTable | None = None
+        self._exit = AsyncExitStack()
+
+    @property
+    def kv_transfers(self) -> int | None:
+        """Prompts that wait here to be pulled; None in a role that hands nothing over."""
+        return len(self._leases) if self._leases is not None else None
+
+    async def start(self, endpoint: EndpointId, instance_id: InstanceId, facts: dict[str, str]) -> None:
+        """Take the role that the settings name.
+
+        Raises:
+            ConfigurationError: if the engine cannot.
+        """
+        wanted = _TYPES[self._settings.role]
+        if wanted is self.config.worker_type:
+            return  # an engine that hands over in its own way
+        blocks = self._require_blocks()
+        if wanted is WorkerType.PREFILL:
+            await self._start_prefill(blocks, endpoint, instance_id, facts)
+        else:
+            self._start_decode(blocks, endpoint)
+
+    async def wait_pulled(self) -> None:
+        """Return once every prompt computed here was pulled or has expired. Cancellation only ends the wait."""
+        if self._leases is not None:
+            await self._leases.wait_empty()
+
+    async def close(self) -> None:
+        """End transfers and leases. Idempotent."""
+        await self._exit.aclose()
+
+    async def _start_prefill(
+        self, blocks: SupportsKvHandoff, endpoint: EndpointId, instance_id: InstanceId, facts: dict[str, str]
+    ) -> None:
+        settings, clock = self._settings, self._context.clock
+        total = self.config.runtime_config.total_kv_blocks or 0
+        self._leases = leases = LeaseTable(
+            blocks,
+            lease_s=settings.kv_lease_s,
+            max_blocks=max(1, total // _SHARE_OF_BLOCKS),
+            clock=clock,
+            metrics=self._metrics,
+        )
+        self._exit.push_async_callback(leases.close)
+        segments = None
+        if settings.kv_shared_memory:
+            segments = segment_pool(blocks.block_access().layout.block_bytes)
+            self._exit.callback(segments.close)
+        handler = TransferHandler(
+            blocks,
+            leases,
+            segments=segments,
+            timeout_s=settings.kv_transfer_timeout_s,
+            clock=clock,
+            metrics=self._metrics,
+        )
+        transfer = EndpointId(endpoint.namespace, endpoint.component, TRANSFER_ENDPOINT)
+        served = await self._context.request_plane.serve(transfer, handler, schema=TRANSFER_REQUEST.schema)
+        self._exit.push_async_callback(served.close)
+        self._spawn(leases.sweep(), f"{endpoint.component} KV leases")
+        self.instances = [Instance(transfer, instance_id, served.address, metadata=facts)]
+        self.engine = PrefillEngine(
+            self.engine,
+            blocks,
+            leases,
+            endpoint=transfer,
+            address=served.address,
+            instance_id=instance_id,
+            shared_memory=segments.marker if segments is not None else "",
+        )
+        self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.PREFILL)
+
+    def _start_decode(self, blocks: SupportsKvHandoff, endpoint: EndpointId) -> None:
+        settings, context = self._settings, self._context
+        if not isinstance(self.engine, SupportsSubmit):
+            raise ConfigurationError(f"engine {type(self.engine).__name__} takes no pushed sinks; use --role agg")
+        prefill = EndpointId(endpoint.namespace, settings.prefill_component, endpoint.endpoint)
+        peers = PrefillPeers(context.discovery, context.request_plane, prefill, context.clock)
+        puller = BlockPuller(
+            blocks,
+            context.request_plane,
+            timeout_s=settings.kv_transfer_timeout_s,
+            metrics=self._metrics,
+            use_shared_memory=settings.kv_shared_memory,
+        )
+        self._exit.callback(puller.close)
+        engine = DecodeEngine(
+            self.engine,
+            blocks,
+            model=settings.served_model_name or self.config.model,
+            peers=peers,
+            puller=puller,
+            options=DecodeOptions(
+                settings.remote_prefill_threshold_tokens, settings.prefill_timeout_s, settings.local_prefill
+            ),
+            clock=context.clock,
+            metrics=self._metrics,
+        )
+        self._exit.push_async_callback(engine.close)
+        if settings.remote_prefill_threshold_tokens is not None:
+            self._spawn(peers.watch_instances(), "prefill instances")
+            self._spawn(peers.watch_models(), "prefill models")
+        self.engine = engine
+        needs = () if settings.local_prefill else ((WorkerType.PREFILL,),)
+        self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.DECODE, needs=needs)
+
+    def _require_blocks(self) -> SupportsKvHandoff:
+        engine, role = self.engine, self._settings.role
+        if not isinstance(engine, SupportsKvHandoff) or not self.config.kv_block_size:
+            raise ConfigurationError(
+                f"engine {type(engine).__name__} cannot hand KV blocks over, which --role {role} needs; "
+                "use --role agg, or the engine's own flags for disaggregation"
+            )
+        return engine
+
+    def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._context.spawn(loop, name=name)
+        self._exit.push_async_callback(_cancelled, task)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

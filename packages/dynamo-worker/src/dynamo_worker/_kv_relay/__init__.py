@@ -1,0 +1,1 @@
+"""Relay of the KV events that vLLM and SGLang publish over ZMQ themselves."""

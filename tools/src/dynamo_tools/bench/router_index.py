@@ -1,0 +1,137 @@
+"""Program of the router benchmark: builds an index, ours or the rival's, and prints its figures as JSON.
+
+It runs in an environment that holds one of the two only: ``python router_index.py ours|rival BLOCKS``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WORKERS = 64
+SEQUENCE_BLOCKS = 1024
+COMMON_BLOCKS = 16
+EVENT_BLOCKS = 64
+DEPTHS = (16, 128, 1024)
+LOOKUPS = 2000
+QUERIED_SEQUENCES = 256
+
+
+@dataclass
+class Side:
+    """One index with its work, in the form it takes.
+
+    Attributes:
+        apply: Applies an event.
+        lookup: Finds the holders of a prompt.
+        events: Arguments of ``apply``.
+        queries: Arguments of ``lookup`` by depth.
+    """
+
+    apply: Callable[..., object]
+    lookup: Callable[[Any], object]
+    events: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    queries: dict[int, list[Any]] = field(default_factory=lambda: {depth: list[Any]() for depth in DEPTHS})
+
+
+def main() -> None:
+    """Measure one side."""
+    count = int(sys.argv[2]) // SEQUENCE_BLOCKS
+    side = _ours(count) if sys.argv[1] == "ours" else _rival(count)
+    gc.collect()
+    before = _resident_bytes()
+    cpu, wall = time.process_time(), time.perf_counter()
+    for event in side.events:
+        side.apply(*event)
+    # A side that applies in the background is done once it answers.
+    side.lookup(side.queries[16][0])
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    total = len(side.events) * EVENT_BLOCKS
+    figures = {
+        "router_apply": total / cpu / 1e6,
+        "router_apply_wall": total / wall / 1e6,
+        "router_block_bytes": (_resident_bytes() - before) / total,
+    }
+    rng = random.Random(3)
+    for depth, queries in side.queries.items():
+        figures[f"router_lookup_{depth}"] = _median_us(side.lookup, [rng.choice(queries) for _ in range(LOOKUPS)])
+    print(json.dumps(figures))
+
+
+def _sequences(count: int) -> Iterator[tuple[int, list[int]]]:
+    rng = random.Random(1)
+    common = [rng.getrandbits(64) for _ in range(COMMON_BLOCKS)]
+    for number in range(count):
+        yield number, common + [rng.getrandbits(64) for _ in range(SEQUENCE_BLOCKS - COMMON_BLOCKS)]
+
+
+def _ours(count: int) -> Side:
+    from dynamo_core.events import BlockStored
+    from dynamo_core.ids import WorkerId
+    from dynamo_core.tokens import chain_hashes, pack_hashes, unpack_hashes
+    from dynamo_router._index import BlockIndex
+
+    index = BlockIndex()
+    side = Side(index.apply, index.match)
+    for number, local in _sequences(count):
+        chain = chain_hashes(local)
+        for start in range(0, SEQUENCE_BLOCKS, EVENT_BLOCKS):
+            stop = start + EVENT_BLOCKS
+            parent = chain[start - 1] if start else None
+            event = BlockStored(start + 1, pack_hashes(chain[start:stop]), pack_hashes(local[start:stop]), parent)
+            side.events.append((WorkerId(number % WORKERS + 1), event))
+        if number < QUERIED_SEQUENCES:
+            for depth, queries in side.queries.items():
+                queries.append(unpack_hashes(pack_hashes(chain[:depth])))
+    return side
+
+
+def _rival(count: int) -> Side:
+    from dynamo.llm import RadixTree  # pyright: ignore[reportMissingImports] - lives in the rival's environment only
+
+    tree: Any = RadixTree()
+    side = Side(tree.apply_event, tree.find_matches)
+    rng = random.Random(2)
+    for number, local in _sequences(count):
+        names = [rng.getrandbits(64) for _ in local]
+        for start in range(0, SEQUENCE_BLOCKS, EVENT_BLOCKS):
+            stop = start + EVENT_BLOCKS
+            parent = names[start - 1] if start else None
+            event = _rival_event(start + 1, parent, names[start:stop], local[start:stop])
+            side.events.append((number % WORKERS, json.dumps(event).encode()))
+        if number < QUERIED_SEQUENCES:
+            for depth, queries in side.queries.items():
+                queries.append(local[:depth])
+    return side
+
+
+def _rival_event(number: int, parent: int | None, names: list[int], local: list[int]) -> dict[str, Any]:
+    blocks = [
+        {"block_hash": name, "tokens_hash": content, "mm_extra_info": None}
+        for name, content in zip(names, local, strict=True)
+    ]
+    return {"event_id": number, "data": {"stored": {"parent_hash": parent, "blocks": blocks}}, "dp_rank": 0}
+
+
+def _median_us(call: Callable[[Any], object], arguments: list[Any]) -> float:
+    times: list[int] = []
+    for argument in arguments:
+        started = time.perf_counter_ns()
+        call(argument)
+        times.append(time.perf_counter_ns() - started)
+    return sorted(times)[len(times) // 2] / 1e3
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+if __name__ == "__main__":
+    main()
