@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dynamo_core import plugins
@@ -21,11 +21,13 @@ from dynamo_planner._correct import Headroom
 from dynamo_planner._forecast import WorkloadForecaster
 from dynamo_planner._load import TARGET_THRESHOLDS, LatencyRule, LoadPart, Thresholds
 from dynamo_planner._measured import ProfileTiming
+from dynamo_planner._observe import TrafficWindow
 from dynamo_planner._regress import StepRegression
 from dynamo_planner._settings import PlannerSettings
 from dynamo_planner._state import Patience, SlaPlanner
 from dynamo_planner._throughput import ThroughputPart
 from dynamo_planner._timing import AnalyticTiming, TimingModel
+from dynamo_planner._trace import Trace, load_trace
 
 CLOCK_JUMP_INTERVALS = 30
 
@@ -68,6 +70,8 @@ def create_planner(
     throughput = None
     if by_sla and settings.enable_throughput_scaling:
         throughput = _throughput(settings, make_predictor or predictor_factory(settings), models, slo)
+        if settings.warmup_trace is not None:
+            throughput.warm_up(_windows(load_trace(settings.warmup_trace), settings.throughput_interval_s))
     load = None
     if not by_sla or settings.enable_load_scaling:
         load = _load(settings, engine, slo)
@@ -157,6 +161,15 @@ def _throughput(
     )
     headroom = Headroom(slo, settings.headroom_min, settings.headroom_max)
     return ThroughputPart(models, forecaster, slo, window_s=settings.throughput_interval_s, headroom=headroom)
+
+
+def _windows(trace: Trace, length_s: float) -> Iterator[TrafficWindow]:
+    prompts, outputs = trace.means(length_s)
+    whole = int(trace.duration_s // length_s)
+    for rate, prompt, output in list(zip(trace.rates(length_s), prompts, outputs, strict=True))[:whole]:
+        requests = round(float(rate) * length_s)
+        lengths = (float(prompt), float(output)) if requests else (None, None)
+        yield TrafficWindow(requests, length_s, *lengths, cached_share=None, ttft_s=(), itl_s=())
 
 
 def _load(settings: PlannerSettings, engine: _Engine, slo: Slo) -> LoadPart:

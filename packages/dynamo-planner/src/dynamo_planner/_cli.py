@@ -14,9 +14,9 @@ from dynamo_planner._lab import backtest as backtests
 from dynamo_planner._lab import simulate as studies
 from dynamo_planner._lab.fleet import FleetOptions
 from dynamo_planner._lab.report import backtest_report, simulation_report
-from dynamo_planner._lab.trace import Floats, Trace, load_trace
 from dynamo_planner._record import explain, read_log
 from dynamo_planner._timing import AnalyticTiming
+from dynamo_planner._trace import Floats, Trace, load_trace
 
 SLO_FIELDS = {"ttft": 500.0, "itl": 50.0, "percentile": 99.0}
 

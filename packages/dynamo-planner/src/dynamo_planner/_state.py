@@ -118,6 +118,10 @@ class SlaPlanner:
             self._propose(observation, draft)
         return self._decision(observation, draft)
 
+    def continue_after(self, decision_id: int) -> None:
+        """Number the next decision above this one, which a predecessor made."""
+        self._next_id = max(self._next_id, decision_id + 1)
+
     def override(self, role: str, replicas: int | None, until_s: float) -> None:
         """Fix a role's replicas until a time, or let go of it with None. The budget still holds.
 

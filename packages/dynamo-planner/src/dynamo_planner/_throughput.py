@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dynamo_core.planning import Observation, PoolState, TrafficStats, total_traffic
@@ -72,6 +72,11 @@ class ThroughputPart:
             self._headroom.update(window)
             self._last = self._plan(window, pools)
         return self._woken(traffic, pools) or self._last
+
+    def warm_up(self, windows: Iterable[TrafficWindow]) -> None:
+        """Feed recorded windows to the forecasters."""
+        for window in windows:
+            self._forecaster.observe(window)
 
     @property
     def idle(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from dynamo_core import plugins
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.planning import SupportsQuantiles
-from dynamo_planner._lab.trace import Floats
+from dynamo_planner._trace import Floats
 
 UNDER_COST = 9.0
 WARM_POINTS = 10

@@ -10,7 +10,7 @@ import numpy as np
 from dynamo_planner._capacity import AggregatedCapacity, Workload, operating_point
 from dynamo_planner._lab.fleet import FleetOptions, Outcome, SimulatedFleet
 from dynamo_planner._lab.rivals import Schedule
-from dynamo_planner._lab.trace import Floats, Trace
+from dynamo_planner._trace import Floats, Trace
 
 WINDOW_S = 60.0
 FACTORS = tuple(round(0.3 + 0.05 * step, 2) for step in range(32))

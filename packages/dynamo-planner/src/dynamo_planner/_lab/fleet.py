@@ -10,8 +10,8 @@ from dynamo_core.load import ReportedLoad
 from dynamo_core.planning import Observation, Planner, PoolState, ScalingDecision, TrafficStats
 from dynamo_planner._capacity import Slo
 from dynamo_planner._lab.engine import SimulatedEngine
-from dynamo_planner._lab.trace import Floats, Trace
 from dynamo_planner._timing import AnalyticTiming
+from dynamo_planner._trace import Floats, Trace
 
 BLOCK_TOKENS = 64
 SAMPLES = 512

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from dynamo_planner._lab.backtest import Score
 from dynamo_planner._lab.simulate import Study
-from dynamo_planner._lab.trace import Trace
+from dynamo_planner._trace import Trace
 
 WIDTH, HEIGHT, MARGIN = 860, 240, 44
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#7f7f7f")

@@ -11,8 +11,8 @@ from dynamo_planner._build import create_planner
 from dynamo_planner._lab.clairvoyant import best_schedule, lower_bound_gpu_hours
 from dynamo_planner._lab.fleet import FleetOptions, Outcome, SimulatedFleet
 from dynamo_planner._lab.rivals import FixedFleet, HpaRule, KpaRule
-from dynamo_planner._lab.trace import Trace
 from dynamo_planner._settings import PlannerSettings
+from dynamo_planner._trace import Trace
 
 IN_FLIGHT_TARGETS = (6, 8, 10, 12, 14, 16, 20, 26, 34, 44)
 MOST_SIZES = 12
@@ -64,7 +64,7 @@ def planner_settings(options: FleetOptions, *, budget: int, least: int = 1) -> P
             "max_replicas": budget,
             "interval_s": options.interval_s,
             "stale_after_s": max(60.0, options.interval_s),
-            "throughput_interval_s": max(60.0, options.interval_s),
+            "throughput_interval_s": max(30.0, options.interval_s),
         }
     )
 

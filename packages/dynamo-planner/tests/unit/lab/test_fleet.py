@@ -11,8 +11,8 @@ from dynamo_planner._lab.engine import SimulatedEngine
 from dynamo_planner._lab.fleet import FleetOptions, SimulatedFleet
 from dynamo_planner._lab.rivals import FixedFleet, HpaRule, KpaRule, Schedule
 from dynamo_planner._lab.simulate import planner_settings, run_study, table
-from dynamo_planner._lab.trace import Trace
 from dynamo_planner._timing import AnalyticTiming
+from dynamo_planner._trace import Trace
 
 TIMING = AnalyticTiming()
 WORLD = FleetOptions(TIMING, Slo(1.0, 0.1, 99), startup_s=30, interval_s=10, initial_replicas=2, max_replicas=20)

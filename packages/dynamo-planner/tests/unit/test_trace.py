@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dynamo_core.errors import ConfigurationError
-from dynamo_planner._lab.trace import Trace, load_trace
+from dynamo_planner._trace import Trace, load_trace
 
 MOONCAKE = (
     '{"timestamp": 1000, "input_length": 10, "output_length": 5}\n'

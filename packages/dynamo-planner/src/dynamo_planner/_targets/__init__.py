@@ -1,0 +1,1 @@
+"""What decisions are carried out on, one target a file."""
