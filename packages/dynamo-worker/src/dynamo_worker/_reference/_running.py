@@ -61,7 +61,7 @@ class Running:
         self._idle.set()
 
     def submit(self, request: GenerateRequest, sink: ChunkSink) -> ActiveRequest:
-        self._require_open()
+        self.require_open()
         require_servable(
             request,
             vocab_size=self.config.vocab_size,
@@ -126,7 +126,8 @@ class Running:
             reported_at_s=self._context.clock.time(),
         )
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raise if no request is taken now."""
         if self._is_draining:
             raise UnavailableError("the engine drains; send the request to another worker", reason="backend.draining")
         if self._sleep_level:

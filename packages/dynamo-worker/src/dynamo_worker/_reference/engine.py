@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
+from dynamo_core.enums import Modality, ModelType
 from dynamo_core.errors import (
     InvalidRequestError,
     UnavailableError,
@@ -21,10 +22,13 @@ from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_worker._mailbox import Mailbox
+from dynamo_worker._output_builder import OutputBuilder
 from dynamo_worker._reference._assembly import LoadedEngine, load_engine, load_model
+from dynamo_worker._reference._embedding import embed
 from dynamo_worker._reference._events import BlockEvents
 from dynamo_worker._reference._running import Running
 from dynamo_worker._reference._settings import ReferenceSettings
+from dynamo_worker._request_tasks import RequestTasks
 
 CAPABILITIES = ("logit_bias", "logprobs", "lora", "min_p", "n", "penalties", "seed", "top_k")
 
@@ -45,6 +49,7 @@ class ReferenceEngine:
         self._events = BlockEvents()
         self._context: EngineContext | None = None
         self._running: Running | None = None
+        self._embeddings = RequestTasks(self._embed)
         self._listener: Callable[[ForwardPassMetrics], None] | None = None
 
     @classmethod
@@ -79,6 +84,10 @@ class ReferenceEngine:
             UnavailableError: if the engine drains or has stopped.
         """
         running = self._require_running()
+        if request.modality is Modality.EMBEDDING:
+            async for chunk in self._embeddings.generate(request, context):
+                yield chunk
+            return
         mailbox = Mailbox()
         active = running.submit(request, mailbox)
         context.on_stop(lambda: running.abort(active))
@@ -93,20 +102,27 @@ class ReferenceEngine:
 
     def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
         """Accept a request whose chunks are pushed; raises as ``generate``."""
-        self._require_running().submit(request, sink)
+        running = self._require_running()
+        if request.modality is Modality.EMBEDDING:
+            self._embeddings.submit(request, sink)
+        else:
+            running.submit(request, sink)
 
     async def abort(self, request_id: str) -> None:
         """End all attempts of a request within one step."""
+        self._embeddings.abort(request_id)
         if self._running is not None:
             self._running.abort_id(request_id)
 
     async def drain(self) -> None:
         """Finish what runs, refuse what is new."""
         if self._running is not None:
+            await self._embeddings.drain()
             await self._running.drain()
 
     async def cleanup(self) -> None:
         """Stop the thread, fail what still runs, release the memory."""
+        await self._embeddings.close()
         running, self._running = self._running, None
         if running is not None:
             await running.thread.close()
@@ -197,6 +213,9 @@ class ReferenceEngine:
         running = self._require_running()
         await running.wake(lambda: load_model(self._settings, running.config, running.max_context))
 
+    def _embed(self, request: GenerateRequest, output: OutputBuilder) -> AsyncIterator[GenerateChunk]:
+        return embed(self._require_running(), request, output)
+
     def _clear(self) -> int:
         dropped = self._require_running().core.pool.clear()
         self._events.on_drop(dropped)
@@ -221,6 +240,8 @@ def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine) -> EngineC
         context_length=loaded.max_context,
         kv_block_size=settings.block_size if settings.enable_prefix_caching else 0,
         eos_token_ids=loaded.config.eos_token_ids,
+        model_types=(ModelType.CHAT, ModelType.COMPLETIONS, ModelType.EMBEDDING),
+        output_modalities=(Modality.TEXT, Modality.EMBEDDING),
         capabilities=CAPABILITIES,
         runtime_config=ModelRuntimeConfig(
             total_kv_blocks=settings.num_blocks,

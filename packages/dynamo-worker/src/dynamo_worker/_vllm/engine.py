@@ -31,6 +31,7 @@ from dynamo_core.tokens import token_count, unpack_tokens
 from dynamo_worker._kv_relay.relay import KvEventRelay, rank_endpoint
 from dynamo_worker._output_builder import Delta, OutputBuilder
 from dynamo_worker._request_tasks import RequestTasks
+from dynamo_worker._vllm._load_logger import LoadLogger
 from dynamo_worker._vllm._settings import VllmSettings
 
 HANDOFF_KIND = "vllm.kv_transfer_params.v1"
@@ -61,7 +62,7 @@ class VllmEngine:
         self._llm: Any = None
         self._vllm: Any = None
         self._tasks = RequestTasks(self._stream)
-        self._load = _LoadLogger()
+        self._load = LoadLogger()
         self._loras: dict[str, Any] = {}
         self._relays: list[KvEventRelay] = []
         self._endpoints = (settings.kv_events_endpoint, settings.kv_events_replay_endpoint)
@@ -342,41 +343,6 @@ class VllmEngine:
                 max_num_batched_tokens=int(config.scheduler_config.max_num_batched_tokens),
                 data_parallel_size=int(config.parallel_config.data_parallel_size),
             ),
-        )
-
-
-class _LoadLogger:
-    """What vLLM's scheduler says of itself after each step, by rank."""
-
-    def __init__(self) -> None:
-        self._last: dict[int, Any] = {}
-
-    def for_engine(self, config: Any, index: int = 0) -> _LoadLogger:
-        """Return the logger of one rank: vLLM calls this as a factory."""
-        return self
-
-    def record(self, scheduler_stats: Any = None, *_: Any, engine_idx: int = 0, **__: Any) -> None:
-        """Keep the newest numbers."""
-        if scheduler_stats is not None:
-            self._last[engine_idx] = scheduler_stats
-
-    def log(self, *_: Any, **__: Any) -> None:
-        """VLLM asks for a line in its log; ours has none."""
-
-    def log_engine_initialized(self, *_: Any, **__: Any) -> None:
-        """Nothing to say at start."""
-
-    def record_sleep_state(self, *_: Any, **__: Any) -> None:
-        """Nothing to keep."""
-
-    def of(self, rank: int, total_blocks: int) -> ReportedLoad:
-        """Return the load of a rank."""
-        stats = self._last.get(rank)
-        return ReportedLoad(
-            kv_used_blocks=round(float(getattr(stats, "kv_cache_usage", 0.0)) * total_blocks),
-            kv_total_blocks=total_blocks,
-            active_requests=int(getattr(stats, "num_running_reqs", 0)),
-            waiting_requests=int(getattr(stats, "num_waiting_reqs", 0)),
         )
 
 
