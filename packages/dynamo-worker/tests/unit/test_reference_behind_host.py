@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from dynamo_core.enums import FinishReason
+from dynamo_core.enums import FinishReason, Modality, ModelType
 from dynamo_core.events import BlockStored
 from dynamo_core.ids import WorkerId
 from dynamo_core.noop import LocalRequestContext
@@ -50,3 +50,15 @@ async def test_cancelling_frees_the_request(process: Any, kit: Any) -> None:
     assert reply.finish is FinishReason.CANCELLED
     await asyncio.wait_for(engine.drain(), 30)
     assert engine.load().active_requests == 0
+
+
+async def test_embeddings_come_through(process: Any, kit: Any) -> None:
+    await process.worker(ReferenceEngine.from_args(["--num-blocks", "256", "--max-model-len", "512"]))
+    (record,) = await process.models()
+    assert ModelType.EMBEDDING in record.card.model_types
+    reply = await process.open(kit.request("embed", PROMPT, modality=Modality.EMBEDDING))
+    await asyncio.wait_for(reply.done.wait(), 30)
+    assert reply.error is None
+    (chunk,) = reply.chunks
+    assert (chunk.finish_reason, chunk.parts[0].shape) == (FinishReason.STOP, (128,))
+    assert chunk.usage.prompt_tokens == len(PROMPT)

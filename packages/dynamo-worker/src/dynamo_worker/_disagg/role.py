@@ -78,7 +78,12 @@ class Role:
         """
         wanted = _TYPES[self._settings.role]
         if wanted is self.config.worker_type:
-            return  # an engine that hands over in its own way
+            return  # aggregated, or an engine that hands over in its own way
+        if wanted is WorkerType.AGGREGATED:
+            raise ConfigurationError(
+                f"engine {type(self.engine).__name__} is set up as {self.config.worker_type.value}; "
+                f"give --role {self.config.worker_type.value} too"
+            )
         blocks = self._require_blocks()
         if wanted is WorkerType.PREFILL:
             await self._start_prefill(blocks, endpoint, instance_id, facts)

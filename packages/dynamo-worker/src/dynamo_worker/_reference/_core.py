@@ -179,6 +179,14 @@ class EngineCore:
         self.cache.allocate()
         self._model = model or self._model
 
+    def embed(self, token_ids: Items[int], adapter: LoraAdapter | None) -> bytes:
+        """Return the embedding of a text as little-endian f32. It uses no blocks: every token's state is needed."""
+        assert self._model is not None
+        layout = self.cache.layout
+        count = -(-len(token_ids) // layout.block_size)
+        scratch = KVCache(layout, count)
+        return self._model.embed(Segment(token_ids, 0, range(count), adapter), scratch).astype("<f4").tobytes()
+
     def read_blocks(self, hashes: Items[int]) -> list[bytes]:
         """Copy out the longest known prefix of blocks."""
         return self.cache.read_blocks([block.block_id for block in self.pool.get_computed_blocks(hashes)])

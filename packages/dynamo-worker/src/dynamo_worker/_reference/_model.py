@@ -77,6 +77,19 @@ class LlamaModel:
         Returns:
             ``[len(segments), vocab_size]``.
         """
+        last_rows = np.cumsum([len(segment.token_ids) for segment in segments]) - 1
+        return self._head(self._normalize(self._hidden(segments, cache)[last_rows], self._norm))
+
+    def embed(self, segment: Segment, cache: KVCache) -> Floats:
+        """Compute one segment and return the mean of its tokens' final states, scaled to length 1.
+
+        Returns:
+            ``[hidden_size]``.
+        """
+        mean = self._normalize(self._hidden([segment], cache), self._norm).mean(axis=0)
+        return mean / np.linalg.norm(mean)
+
+    def _hidden(self, segments: Sequence[Segment], cache: KVCache) -> Floats:
         config = self.config
         plan = AttentionPlan(segments, cache.layout.block_size, config.num_heads // config.num_kv_heads)
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
@@ -89,7 +102,7 @@ class LlamaModel:
             pages[plan.blocks, plan.offsets] = np.stack((key, value), axis=2)
             hidden += product(layer.out, "out", plan.attend(query, pages))
             hidden += self._mlp(layer, hidden, product)
-        return self._head(self._normalize(hidden[plan.last_rows], self._norm))
+        return hidden
 
     def _split_heads(self, heads: Floats, cos: Floats, sin: Floats) -> tuple[Floats, Floats, Floats]:
         queries, keys = self.config.num_heads, self.config.num_kv_heads

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dynamo_core.enums import Modality
+from dynamo_core.enums import Modality, PartKind
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.requests import GenerateRequest, SamplingOptions
 from dynamo_core.tokens import token_count, unpack_tokens
 
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 64
+MAX_EMBEDDING_INPUTS = 2048
 
 
 def require_servable(request: GenerateRequest, *, vocab_size: int, max_context: int, eos: Sequence[int]) -> None:
@@ -35,6 +36,27 @@ def require_servable(request: GenerateRequest, *, vocab_size: int, max_context: 
     ends = {*request.stop.stop_token_ids, *(() if request.stop.ignore_eos else request.eos_token_ids or eos)}
     if allowed and allowed <= ends and request.stop.min_tokens:
         raise _refusal("allowed_token_ids", "holds end tokens only, which min_tokens forbids; allow another token")
+
+
+def embedding_inputs(request: GenerateRequest, *, vocab_size: int, max_context: int) -> list[Sequence[int]]:
+    """Return the texts of an embedding request: its token parts in order, or the prompt if there are none.
+
+    Raises:
+        InvalidRequestError: naming the field, its value and the remedy.
+    """
+    others = [part.kind.value for part in request.parts if part.kind is not PartKind.TOKENS]
+    if others:
+        raise _refusal("parts", f"has a part of kind {others[0]!r}; embeddings take parts of kind 'tokens'")
+    packed = [part.data for part in request.parts] or [request.token_ids]
+    if len(packed) > MAX_EMBEDDING_INPUTS:
+        raise _refusal("parts", f"has {len(packed)} inputs; give at most {MAX_EMBEDDING_INPUTS}")
+    inputs = [unpack_tokens(data) for data in packed]
+    for tokens in inputs:
+        if not 0 < len(tokens) <= max_context:
+            raise _refusal("token_ids", f"has an input of {len(tokens)} tokens; give 1 to {max_context}")
+        if max(tokens) >= vocab_size:
+            raise _refusal("token_ids", f"has the id {max(tokens)}; the model knows ids below {vocab_size}")
+    return inputs
 
 
 def _require_features(request: GenerateRequest) -> None:

@@ -1,0 +1,38 @@
+"""Options of the vLLM engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dynamo_core.settings import DynamoSettings, resolve_settings
+
+
+class VllmSettings(DynamoSettings):
+    """Options of the vLLM engine; everything else of vLLM goes through ``--vllm-args``."""
+
+    component: ClassVar[str] = "vllm"
+
+    model: str = Field(min_length=1, description="model folder or name, as vLLM takes it")
+    served_model_name: str = Field("", description="name that clients use; the model's if empty")
+    vllm_args: dict[str, Any] = Field(default_factory=dict[str, Any], description="fields of AsyncEngineArgs, as JSON")
+    disaggregation_mode: Literal["agg", "prefill", "decode"] = Field(
+        "agg", description="part in disaggregated serving over vLLM's own KV connector; set --role to the same"
+    )
+    kv_events: bool = Field(True, description="have vLLM publish KV events, for routing")
+    kv_events_endpoint: str = Field("", description="ZMQ address for them, of the first rank; a private one if empty")
+    kv_events_replay_endpoint: str = Field("", description="ZMQ address of their replay; a private one if empty")
+
+    @classmethod
+    def from_args(cls, args: Sequence[str], environ: Mapping[str, str] | None = None) -> VllmSettings:
+        """Read flags and ``DYN_VLLM_*`` variables.
+
+        Raises:
+            ConfigurationError: for an unknown flag or a bad value.
+        """
+        source = os.environ if environ is None else environ
+        mine = {name: value for name, value in source.items() if name.startswith(cls.env_name(""))}
+        return resolve_settings("--engine vllm", [cls], args, environ=mine).get(cls)
