@@ -9,7 +9,7 @@ WORKSPACE = Workspace(find_root(Path(__file__)))
 MOST = {
     "dynamo-core": 14,
     "dynamo-runtime": 32,
-    "dynamo-router": 24,
+    "dynamo-router": 26,
     "dynamo-kvbm": 17,
     "dynamo-planner": 25,
     "dynamo-frontend": 35,

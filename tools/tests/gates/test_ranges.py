@@ -38,3 +38,11 @@ def test_a_requirement_without_a_lower_bound_fails(tree, old, new):
 def test_an_extra_without_a_lower_bound_fails(tree):
     tree.replace(ROUTER, "[dependency-groups]", '[project.optional-dependencies]\nx = ["numpy"]\n\n[dependency-groups]')
     assert "'numpy' has no lower bound" in tree.failures(ranges.check)[0]
+
+
+def test_an_extra_may_gather_the_package_s_own_extras(tree):
+    extras = (
+        '[project.optional-dependencies]\none = ["numpy>=1.26"]\nall = ["dynamo-router[one]"]\n\n[dependency-groups]'
+    )
+    tree.replace("packages/dynamo-router/pyproject.toml", "[dependency-groups]", extras)
+    assert tree.failures(ranges.check) == []

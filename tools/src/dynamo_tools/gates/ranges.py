@@ -26,6 +26,8 @@ def check(workspace: Workspace) -> Iterator[Finding]:
             requirement = Requirement(entry)
             if requirement.name in members and not published:
                 continue  # a private member always takes its neighbours from the workspace
+            if requirement.name == package.config["project"]["name"]:
+                continue  # an extra that gathers other extras of the same distribution
             if not any(specifier.operator in _LOWER for specifier in requirement.specifier):
                 yield Finding(path, 1, GATE, f"{entry!r} has no lower bound; write the oldest version that is tested")
     for package in workspace.components:

@@ -37,8 +37,9 @@ def main(workspace: Workspace, arguments: argparse.Namespace) -> int:
         with ThreadPoolExecutor(arguments.jobs) as pool:
             tests = repeat(not arguments.no_tests)
             outcomes = list(pool.map(_alone, repeat(cloned), packages, repeat(folder), tests))
+        done = "installed, built and read" if arguments.no_tests else "installed, tested, built and read"
         for package, (problems, seconds) in zip(packages, outcomes, strict=True):
-            rows.append(_row(package.name, "installed, tested, built and read", problems, seconds))
+            rows.append(_row(package.name, done, problems, seconds))
         broken = cloned.find(workspace.find(arguments.broken).name)
         started = time.monotonic()
         problems = list(changed(cloned, broken))
