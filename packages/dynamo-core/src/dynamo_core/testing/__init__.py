@@ -11,6 +11,7 @@ from dynamo_core.testing._engine import EngineConformance
 from dynamo_core.testing._engine_lifecycle import EngineLifecycleConformance
 from dynamo_core.testing._event_bus import EventBusConformance
 from dynamo_core.testing._kv import BlockStoreConformance, DeviceBlocks, KvConnectorConformance
+from dynamo_core.testing._parsing import OutputParserConformance
 from dynamo_core.testing._plane_suite import RecordingReceiver
 from dynamo_core.testing._planning import LoadPredictorConformance, PlannerConformance, ScalingTargetConformance
 from dynamo_core.testing._request_plane import RequestPlaneConformance
@@ -30,6 +31,7 @@ __all__ = [
     "FakeClock",
     "KvConnectorConformance",
     "LoadPredictorConformance",
+    "OutputParserConformance",
     "PlannerConformance",
     "RecordingReceiver",
     "RequestPlaneConformance",
