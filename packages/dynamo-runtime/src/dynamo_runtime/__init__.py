@@ -7,14 +7,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynamo_runtime._coordination import Barrier, LeaderElection
     from dynamo_runtime._host import HostedComponent, run_components
     from dynamo_runtime._runtime import Runtime
     from dynamo_runtime._settings import RuntimeSettings
 
-__all__ = ["HostedComponent", "Runtime", "RuntimeSettings", "run_components"]
+__all__ = ["Barrier", "HostedComponent", "LeaderElection", "Runtime", "RuntimeSettings", "run_components"]
 
 _HOMES = {
+    "Barrier": "dynamo_runtime._coordination",
     "HostedComponent": "dynamo_runtime._host",
+    "LeaderElection": "dynamo_runtime._coordination",
     "Runtime": "dynamo_runtime._runtime",
     "RuntimeSettings": "dynamo_runtime._settings",
     "run_components": "dynamo_runtime._host",

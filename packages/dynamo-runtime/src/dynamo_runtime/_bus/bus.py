@@ -19,7 +19,7 @@ from dynamo_core.wire import EVENT_CHANNEL
 from dynamo_runtime._bus._metrics import BusMetrics
 from dynamo_runtime._bus.links import BusState
 from dynamo_runtime._bus.options import BusOptions, bus_options
-from dynamo_runtime._bus.publisher import PublisherHub, ZmqPublisher
+from dynamo_runtime._bus.publisher import PublisherHub, RingPublisher
 from dynamo_runtime._bus.subscription import ZmqSubscription
 from dynamo_runtime._plane.address import TcpAddress
 
@@ -55,7 +55,7 @@ class ZmqEventBus:
         self._state = BusState(self._context, discovery, clock, options or BusOptions(), counts)
         self._hub: PublisherHub | None = None
         self._lease: Lease | None = None
-        self._publishers: dict[int, ZmqPublisher] = {}
+        self._publishers: dict[int, RingPublisher] = {}
         self._opening = asyncio.Lock()
         self._closed = False
 
@@ -97,7 +97,7 @@ class ZmqEventBus:
             hub = self._hub = self._hub or self._bind()
             if self._lease is None or not self._lease.valid:
                 self._lease = await self._state.discovery.lease()
-        publisher = ZmqPublisher(hub, str(topic), new_publisher_id(), self._leave)
+        publisher = RingPublisher(hub, str(topic), new_publisher_id(), self._leave)
         hub.add(publisher)
         self._publishers[publisher.id] = publisher
         channel = EventChannel(publisher.topic, publisher.id, hub.address, hub.replay_address)
@@ -129,7 +129,7 @@ class ZmqEventBus:
         hub.count_into(self._state.metrics)
         return hub
 
-    async def _leave(self, publisher: ZmqPublisher) -> None:
+    async def _leave(self, publisher: RingPublisher) -> None:
         self._publishers.pop(publisher.id, None)
         channel = EventChannel(publisher.topic, publisher.id, "")
         # Without discovery the record goes when the lease does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import structlog
 import zmq
@@ -70,8 +70,39 @@ class EventRing:
         return [self._events[index] for index in range(start, stop)] if start < stop else []
 
 
-class ZmqPublisher:
-    """Publishes one topic.
+class PublisherOwner(Protocol):
+    """What sends for the publishers of a process."""
+
+    @property
+    def options(self) -> BusOptions:
+        """Limits and times."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+        ...
+
+    @property
+    def max_event_bytes(self) -> int:
+        """Largest payload of an event."""
+        ...
+
+    def mark_ready(self, publisher: RingPublisher) -> None:
+        """A publisher has events for this tick's write."""
+        ...
+
+    def flush(self) -> None:
+        """Send what is due."""
+        ...
+
+    def remove(self, publisher: RingPublisher) -> None:
+        """Forget a publisher and its ring."""
+        ...
+
+
+class RingPublisher:
+    """Publishes one topic and keeps the newest events.
 
     Args:
         hub: The process's sending side.
@@ -82,10 +113,10 @@ class ZmqPublisher:
 
     def __init__(
         self,
-        hub: PublisherHub,
+        hub: PublisherOwner,
         topic: str,
         publisher_id: PublisherId,
-        leave: Callable[[ZmqPublisher], Awaitable[None]],
+        leave: Callable[[RingPublisher], Awaitable[None]],
     ) -> None:
         self.topic = topic
         self.frame = topic_frame(topic)
@@ -114,10 +145,8 @@ class ZmqPublisher:
         if self._closed:
             raise UnavailableError("this publisher is closed", reason="transport.closed")
         hub = self._hub
-        if len(payload) > hub.options.max_event_bytes:
-            raise PayloadTooLargeError(
-                f"event of {len(payload)} bytes exceeds max_event_bytes {hub.options.max_event_bytes}"
-            )
+        if len(payload) > hub.max_event_bytes:
+            raise PayloadTooLargeError(f"event of {len(payload)} bytes exceeds the limit of {hub.max_event_bytes}")
         self.sequence += 1
         event = EventEnvelope(self.topic, self._id, self.sequence, payload, schema, hub.clock.time())
         self.ring.append(event)
@@ -154,8 +183,8 @@ class PublisherHub:
     ) -> None:
         self.clock = clock
         self.options = options
-        self._publishers: dict[int, ZmqPublisher] = {}
-        self._ready: list[ZmqPublisher] = []
+        self._publishers: dict[int, RingPublisher] = {}
+        self._ready: list[RingPublisher] = []
         self._scheduled = False
         self._loop = asyncio.get_running_loop()
         self._metrics: BusMetrics | None = None
@@ -171,6 +200,11 @@ class PublisherHub:
         self._task = self._loop.create_task(self._send_heartbeats(), name="event-bus-heartbeats")
 
     @property
+    def max_event_bytes(self) -> int:
+        """Largest payload of an event."""
+        return self.options.max_event_bytes
+
+    @property
     def ring_events(self) -> int:
         """Events held for replay."""
         return sum(len(publisher.ring) for publisher in self._publishers.values())
@@ -179,16 +213,16 @@ class PublisherHub:
         """Count malformed queries there."""
         self._metrics = metrics
 
-    def add(self, publisher: ZmqPublisher) -> None:
+    def add(self, publisher: RingPublisher) -> None:
         """Let a publisher send."""
         publisher.heartbeat_at_s = self.clock.monotonic() + publisher.silence_s
         self._publishers[publisher.id] = publisher
 
-    def remove(self, publisher: ZmqPublisher) -> None:
+    def remove(self, publisher: RingPublisher) -> None:
         """Forget a publisher and its ring."""
         self._publishers.pop(publisher.id, None)
 
-    def mark_ready(self, publisher: ZmqPublisher) -> None:
+    def mark_ready(self, publisher: RingPublisher) -> None:
         """A publisher has events for this tick's write."""
         self._ready.append(publisher)
         if not self._scheduled:
@@ -215,7 +249,7 @@ class PublisherHub:
         self._events.close(CLOSE_LINGER_MS)
         self._replays.close(CLOSE_LINGER_MS)
 
-    def _heartbeat(self, publisher: ZmqPublisher) -> None:
+    def _heartbeat(self, publisher: RingPublisher) -> None:
         # Events of this tick go first, so that the heartbeat does not announce what is still to come.
         if publisher.pending:
             self.flush()
@@ -281,4 +315,4 @@ def _bound(
 
 
 if TYPE_CHECKING:
-    _PUBLISHER: type[Publisher] = ZmqPublisher
+    _PUBLISHER: type[Publisher] = RingPublisher

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +23,10 @@ from dynamo_core.events import EventEnvelope, SequenceGap
 from dynamo_core.ids import PublisherId
 from dynamo_core.planes import Subscription
 from dynamo_core.wire import EVENT_CHANNEL
-from dynamo_runtime._bus._metrics import LOST, MALFORMED, REPLAYED
+from dynamo_runtime._bus._metrics import MALFORMED, REPLAYED
+from dynamo_runtime._bus.buffer import EventBuffer
 from dynamo_runtime._bus.links import BusState, Links
 from dynamo_runtime._bus.replay import fetch
-from dynamo_runtime._bus.sequence import SequenceTracker
 from dynamo_runtime._bus.sockets import SocketReader
 from dynamo_runtime._bus.wire import HIGH_WATER_PACKETS, Packet, ReplayQuery, decode_packet, topic_frame
 from dynamo_runtime._plane.timers import wait_within
@@ -52,16 +51,12 @@ class ZmqSubscription:
     def __init__(self, state: BusState, topic: str) -> None:
         self._state = state
         self._topic = topic
-        self._limit = state.options.buffer_events
-        self._tracker = SequenceTracker(topic)
+        self._buffer = EventBuffer(topic, state.options.buffer_events, state.metrics)
         self._channels: dict[str, EventChannel] = {}
         self._awaited: set[int] = set()
         self._synced = False
         self._joined = asyncio.Event()
         self._held: dict[int, list[Packet]] = {}
-        self._buffer: deque[EventEnvelope | SequenceGap] = deque()
-        self._lost: dict[int, SequenceGap] = {}
-        self._wake = asyncio.Event()
         self._closed = False
         socket = state.context.socket(zmq.SUB)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_PACKETS)
@@ -89,15 +84,7 @@ class ZmqSubscription:
 
     async def __anext__(self) -> EventEnvelope | SequenceGap:
         """Return the next event, or the gap that stands before it. Cancelling loses nothing."""
-        while not self._closed:
-            if self._lost:
-                # What was dropped is older than everything in the buffer, so its gap comes first.
-                return self._lost.pop(next(iter(self._lost)))
-            if self._buffer:
-                return self._buffer.popleft()
-            self._wake.clear()
-            await self._wake.wait()
-        raise StopAsyncIteration
+        return await self._buffer.next()
 
     async def replay(self, publisher: PublisherId, first: int, last: int | None = None) -> list[EventEnvelope]:
         """Fetch events ``first..last`` (None: the newest) from the publisher's ring.
@@ -120,14 +107,13 @@ class ZmqSubscription:
             return
         self._closed = True
         self._state.subscriptions.pop(self, None)
-        self._wake.set()
+        self._buffer.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._links.close()
         self._reader.close()
-        self._buffer.clear()
 
     # Publishers come and go.
 
@@ -155,7 +141,7 @@ class ZmqSubscription:
         if present:
             self._awaited.add(channel.publisher_id)
         else:
-            self._tracker.begin(channel.publisher_id, 0)
+            self._buffer.tracker.begin(channel.publisher_id, 0)
         self._links.add(channel.address)
 
     def _remove(self, key: str) -> None:
@@ -182,11 +168,11 @@ class ZmqSubscription:
         held = self._held.get(publisher_id)
         if held is not None:
             held.append(packet)
-        elif self._tracker.last(publisher_id) == 0 and self._tracker.missing_before(packet):
+        elif self._buffer.tracker.last(publisher_id) == 0 and self._buffer.tracker.missing_before(packet):
             self._held[publisher_id] = [packet]
             self._spawn(self._catch_up(packet))
         else:
-            self._take(packet)
+            self._buffer.take(packet)
         if publisher_id in self._awaited:
             self._awaited.discard(publisher_id)
             self._check_joined()
@@ -202,28 +188,9 @@ class ZmqSubscription:
         finally:
             held = self._held.pop(publisher_id)
         if events:
-            self._take(Packet(publisher_id, events[-1].sequence, events))
+            self._buffer.take(Packet(publisher_id, events[-1].sequence, events))
         for later in held:
-            self._take(later)
-
-    def _take(self, packet: Packet) -> None:
-        for item in self._tracker.accept(packet):
-            if isinstance(item, SequenceGap):
-                self._state.metrics.add(LOST, item.last - item.first + 1)
-            if len(self._buffer) >= self._limit:
-                self._drop(self._buffer.popleft())
-            self._buffer.append(item)
-        self._wake.set()
-
-    def _drop(self, item: EventEnvelope | SequenceGap) -> None:
-        if isinstance(item, SequenceGap):
-            first, last = item.first, item.last
-        else:
-            first = last = item.sequence
-            self._state.metrics.add(LOST)
-        known = self._lost.get(item.publisher_id)
-        first = known.first if known is not None else first
-        self._lost[item.publisher_id] = SequenceGap(self._topic, item.publisher_id, first, last)
+            self._buffer.take(later)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

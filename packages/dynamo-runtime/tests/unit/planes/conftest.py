@@ -186,6 +186,8 @@ class Proxy:
         """Stop."""
         if self._server is not None:
             self._server.close()
+        self.heal()
+        await asyncio.sleep(0)
         self.reset()
         for task in list(self._tasks):
             task.cancel()

@@ -1,14 +1,17 @@
-"""The ZeroMQ event bus keeps the contract."""
+"""The event buses keep the contract: ZeroMQ, and NATS with a real server."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from dynamo_core import plugins
 from dynamo_core.clock import SystemClock
+from dynamo_core.memory import MemoryDiscovery
 from dynamo_core.planes import EventBus
 from dynamo_core.testing import EventBusConformance
 from dynamo_runtime._discovery.file import FileDiscovery
@@ -31,5 +34,23 @@ class ZmqSuite:
         return factory("zmq://127.0.0.1:0", discovery=self._store, clock=SystemClock(), options=options)
 
 
+class NatsSuite:
+    overflow_events = 3000
+    ring_events = 64
+
+    @pytest.fixture(autouse=True)
+    def _server(self, shared_nats: Any) -> None:
+        self._host_port = shared_nats.host_port
+
+    async def make_bus(self) -> EventBus:
+        factory = plugins.load("event_buses", "nats")
+        options = {"buffer_events": 1000, "ring_events": 256}
+        return factory(f"nats://{self._host_port}", discovery=MemoryDiscovery(), clock=SystemClock(), options=options)
+
+
 class TestZmq(ZmqSuite, EventBusConformance):
+    pass
+
+
+class TestNats(NatsSuite, EventBusConformance):
     pass
