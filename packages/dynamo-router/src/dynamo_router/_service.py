@@ -18,10 +18,12 @@ from pydantic import Field
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.errors import ConfigurationError, DynamoError, InternalError, InvalidRequestError, NotFoundError
 from dynamo_core.ids import ReservationId
+from dynamo_core.routing import RequestOutcome, RoutingDecision
 from dynamo_core.settings import DynamoSettings, resolve_settings
 from dynamo_core.telemetry import Metrics
 from dynamo_router._listeners import EngineListeners
 from dynamo_router._metrics import LISTENERS
+from dynamo_router._receipts import regret_tokens
 from dynamo_router._router import KvRouter
 from dynamo_router._service_bodies import (
     EventsBody,
@@ -97,6 +99,8 @@ class SelectionService:
 
     async def _cleanup(self, app: web.Application) -> None:
         await self._listeners.close_all()
+        for router in self._routers.values():
+            await router.stop()
 
     async def upkeep(self) -> None:
         """Drop stale bookings and refresh gauges until cancelled."""
@@ -241,14 +245,14 @@ class SelectionService:
         limit = int(text) if text.isdecimal() else 100
         kept = [entry for router in self._routers.values() for entry in router.decisions(limit)]
         kept.sort(key=lambda entry: entry[0].decided_at_s, reverse=True)
-        return _json([{"decision": decision, "outcome": outcome} for decision, outcome in kept[:limit]])
+        return _json([_receipt(decision, outcome) for decision, outcome in kept[:limit]])
 
     async def _decision(self, request: web.Request) -> web.Response:
         identity = request.match_info["id"]
         for router in self._routers.values():
             found = router.decision(identity)
             if found is not None:
-                return _json({"decision": found[0], "outcome": found[1]})
+                return _json(_receipt(*found))
         raise NotFoundError(f"decision {identity!r} is unknown or no longer kept", param="id")
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -286,6 +290,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _json(error_body(error), status=status)
 
 
+def _receipt(decision: RoutingDecision, outcome: RequestOutcome | None) -> dict[str, Any]:
+    return {"decision": decision, "outcome": outcome, "regret_tokens": regret_tokens(decision, outcome)}
+
+
 def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers
@@ -300,7 +308,8 @@ def serve(argv: Sequence[str], write: Callable[[str], None]) -> int:
     """
     resolved = resolve_settings("dynamo-router serve", (ServeSettings, RouterSettings), argv)
     settings, routing = resolved.get(ServeSettings), resolved.get(RouterSettings)
-    KvRouter(block_size=1, settings=routing)
+    # Fails early for a bad policy or option; the log is the real routers' to open.
+    KvRouter(block_size=1, settings=routing.model_copy(update={"receipts_dir": ""}))
     asyncio.run(_serve(settings, routing, write))
     return 0
 
