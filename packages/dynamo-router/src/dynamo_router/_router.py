@@ -32,6 +32,7 @@ from dynamo_router._queue import DEFAULT_CLASS, ClassOptions, FairQueue, read_cl
 from dynamo_router._receipt_log import LoggedReceipt, open_log
 from dynamo_router._receipts import ReceiptRing, regret_tokens
 from dynamo_router._settings import RouterSettings
+from dynamo_router._snapshot import IndexSnapshot, restore_worker, take_snapshot
 from dynamo_router._truth import IndexMode
 from dynamo_router._view import CacheView
 
@@ -191,6 +192,20 @@ class KvRouter:
         if candidate is not None and batch.full_dump:
             self._view.truth.reset_exact(candidate.slot)
         return query
+
+    def snapshot(self) -> IndexSnapshot:
+        """Return the index as a value, for ``restore`` of another router. O(blocks)."""
+        return take_snapshot(self.indexer)
+
+    def restore(self, snapshot: IndexSnapshot) -> None:
+        """Take over another router's index, for the workers that this router knows.
+
+        Raises:
+            InvalidRequestError: if it is of another block size or hash algorithm.
+        """
+        for worker in snapshot.workers:
+            if worker.worker in self._fleet:
+                restore_worker(self.indexer, snapshot, worker)
 
     def report_load(self, worker: WorkerId, reported: ReportedLoad) -> None:
         """Take a worker's own load report; one of an unknown worker is ignored."""
