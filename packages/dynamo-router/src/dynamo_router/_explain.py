@@ -14,6 +14,7 @@ from pydantic import Field
 from dynamo_core.errors import ConfigurationError, NotFoundError, UnavailableError
 from dynamo_core.routing import CandidateScore, RequestOutcome, RoutingDecision
 from dynamo_core.settings import DynamoSettings, resolve_settings
+from dynamo_router._receipts import regret_tokens
 
 PROG = "dynamo-router explain ID"
 _TIMEOUT_S = 10.0
@@ -64,6 +65,8 @@ def render(decision: RoutingDecision, outcome: RequestOutcome | None) -> str:
             f"ended {outcome.finish_reason.value} after {outcome.duration_s:.3f} s; first token "
             f"{_number(outcome.ttft_s)} s; the engine reported {_number(outcome.cached_tokens)} cached tokens"
         )
+    if regret := regret_tokens(decision, outcome):
+        lines.append(f"the worker with most of the prompt would have saved {regret} prefill tokens")
     if not decision.candidates:
         return "\n".join([*lines, "its candidates were not recorded; set receipts=on to record every decision's"])
     return "\n".join([*lines, "", *_table(decision)])

@@ -136,6 +136,7 @@ class HostedRouter(KvRouter):
         for subscription in subscriptions:
             await subscription.close()
         self._context.health.unregister(self._health_name)
+        await super().stop()
 
     def upsert_worker(self, worker: WorkerId, card: ModelCard) -> None:
         """Add a worker or refresh its card; the cache of a new one is asked for.

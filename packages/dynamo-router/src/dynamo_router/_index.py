@@ -11,7 +11,7 @@ Values here do no I/O and know no order of events; ``_indexer`` does.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import xxhash
 
@@ -130,6 +130,24 @@ class BlockIndex:
         """Return how many blocks a worker holds in a tier."""
         slot = self._slots.get(worker)
         return 0 if slot is None else len(self._shelves[slot][TIERS.index(tier)])
+
+    def shelves(self, worker: WorkerId) -> Sequence[Shelf]:
+        """Return what a worker holds by tier, to read."""
+        return self._shelves[self.slot(worker)]
+
+    def hold(
+        self, worker: WorkerId, tier: Tier, entries: Iterable[tuple[int, int | None, int]], *, named: bool
+    ) -> None:
+        """Hold blocks given as ``(sequence hash, parent, engine hash)``, up to the memory bound."""
+        slot = self.slot(worker)
+        if named:
+            self._use_names(slot)
+        for key, parent, name in entries:
+            if self._total >= self.max_blocks:
+                self.dropped_blocks += 1
+                self._lossy |= 1 << slot
+            else:
+                self._place(slot, TIERS.index(tier), parent, [key], [name])
 
     def is_lossy(self, worker: WorkerId) -> bool:
         """Whether blocks of this worker were dropped for lack of room since it was last cleared."""
@@ -293,10 +311,13 @@ class BlockIndex:
         first = local[0] if parent is None else _chained(parent, local[0])
         if first == engine[0] and (len(engine) == 1 or _chained(engine[-2], local[-1]) == engine[-1]):
             return engine
+        self._use_names(slot)
+        return chain_hashes(local, parent)
+
+    def _use_names(self, slot: int) -> None:
         self._named |= 1 << slot
         for shelf in self._shelves[slot]:
             shelf.use_names()
-        return chain_hashes(local, parent)
 
     def _place(self, slot: int, rank: int, parent: int | None, keys: list[int], engine: list[int]) -> None:
         shelf = self._shelves[slot][rank]

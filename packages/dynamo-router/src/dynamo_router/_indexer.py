@@ -133,6 +133,14 @@ class Indexer:
         stream.held.extend(held)
         return self._recover(batch.worker, stream, None, stream.detail or "the missing events are gone")
 
+    def begin_restored(self, worker: WorkerId, last_id: int | None) -> None:
+        """Empty a worker's part of the index for a restored state, and believe it as of an event id."""
+        stream = self._streams.setdefault(worker, Stream())
+        self.index.clear(worker)
+        stream.last_id = last_id
+        self._enter(worker, stream, StreamState.LIVE)
+        self.counts["restored"] += 1
+
     def resync(self, worker: WorkerId) -> KvEventQuery:
         """Begin a recovery of a worker's whole state, and return the dump to fetch."""
         stream = self._streams.setdefault(worker, Stream())

@@ -103,6 +103,8 @@ class Replay:
         block_size: Tokens a block of the trace.
         view_delay_s: Seconds by which KV events reach the router late.
         seed: Seed of the router.
+        replace_after: Requests after which a new router replaces the first; None for never.
+        warm: Whether the new one takes over the old one's index.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only parts of one experiment
@@ -115,11 +117,15 @@ class Replay:
         block_size: int,
         view_delay_s: float = 0.0,
         seed: int = 0,
+        replace_after: int | None = None,
+        warm: bool = True,
     ) -> None:
         self._clock = VirtualClock()
         self._block_size = block_size
         self._view_delay_s = view_delay_s
-        self._router = KvRouter(
+        self._replace_after = replace_after
+        self._warm = warm
+        self._make = lambda: KvRouter(
             block_size=block_size,
             policy=policy,
             policy_options=options,
@@ -127,7 +133,8 @@ class Replay:
             clock=self._clock,
             seed=seed,
         )
-        card = ModelCard(
+        self._router = self._make()
+        self._card = ModelCard(
             "replayed",
             kv_block_size=block_size,
             runtime_config=ModelRuntimeConfig(total_kv_blocks=model.kv_blocks, max_num_batched_tokens=8192),
@@ -135,7 +142,7 @@ class Replay:
         self._workers: dict[WorkerId, ModelWorker] = {}
         for number in range(1, workers + 1):
             worker = WorkerId(number)
-            self._router.upsert_worker(worker, card)
+            self._router.upsert_worker(worker, self._card)
             self._workers[worker] = ModelWorker(worker, model, block_size)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
@@ -165,6 +172,8 @@ class Replay:
     def _arrive(self, request: TraceRequest) -> None:
         number = self._arrived
         self._arrived += 1
+        if number == self._replace_after:
+            self._replace()
         asked = RoutingRequest(
             str(number),
             prompt_tokens=request.prompt_tokens,
@@ -177,6 +186,13 @@ class Replay:
         job = _Tracked(request, number, decision)
         worker.waiting.append(job)
         self._start_next(worker)
+
+    def _replace(self) -> None:
+        old, self._router = self._router, self._make()
+        for worker in self._workers:
+            self._router.upsert_worker(worker, self._card)
+        if self._warm:
+            self._router.restore(old.snapshot())
 
     def _start_next(self, worker: ModelWorker) -> None:
         job = worker.next_job()

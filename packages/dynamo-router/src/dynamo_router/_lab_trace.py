@@ -1,9 +1,10 @@
-"""Traces: recorded requests to replay. Mooncake JSONL and Azure CSV, plain or gzipped."""
+"""Traces: recorded requests to replay. Mooncake JSONL, one's own receipts and Azure CSV, plain or gzipped."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TextIO
 import msgspec
 
 from dynamo_core.errors import ConfigurationError
-from dynamo_core.tokens import PackedHashes, chain_hashes, pack_hashes
+from dynamo_core.tokens import PackedHashes, chain_hashes, pack_hashes, unpack_hashes
+from dynamo_router._receipt_log import LoggedReceipt
 
 MOONCAKE_BLOCK_SIZE = 512
 _PRIVATE = 1 << 63
@@ -46,12 +48,16 @@ class _MooncakeLine(msgspec.Struct):
     hash_ids: list[int]
 
 
+_MOONCAKE = msgspec.json.Decoder(_MooncakeLine)
+_RECEIPT = msgspec.json.Decoder(LoggedReceipt)
+
+
 def read_trace(path: Path, *, block_size: int = MOONCAKE_BLOCK_SIZE, limit: int | None = None) -> list[TraceRequest]:
     """Read a trace, its format told by the file name (``.jsonl`` or ``.csv``, with or without ``.gz``).
 
     Args:
         path: The file.
-        block_size: Tokens a block for traces that carry no hashes; Mooncake's are of 512 tokens.
+        block_size: Tokens a block, which must be the trace's own if it carries hashes; Mooncake's are of 512 tokens.
         limit: Most requests to read; None for all.
 
     Raises:
@@ -60,12 +66,10 @@ def read_trace(path: Path, *, block_size: int = MOONCAKE_BLOCK_SIZE, limit: int 
     suffixes = [suffix for suffix in path.suffixes if suffix in (".jsonl", ".csv", ".gz")]
     kind = suffixes[0] if suffixes else ""
     if kind not in (".jsonl", ".csv"):
-        raise ConfigurationError(f"trace {path}: give a .jsonl (Mooncake) or .csv (Azure) file, plain or .gz")
-    if kind == ".jsonl" and block_size != MOONCAKE_BLOCK_SIZE:
-        raise ConfigurationError(f"trace {path} has blocks of {MOONCAKE_BLOCK_SIZE} tokens, not {block_size}")
+        raise ConfigurationError(f"trace {path}: give a .jsonl (Mooncake, receipts) or .csv (Azure) file, plain or .gz")
     try:
         with _open(path) as lines:
-            found = list(_mooncake(lines, limit) if kind == ".jsonl" else _azure(lines, block_size, limit))
+            found = list(_hashed(lines, block_size, limit) if kind == ".jsonl" else _azure(lines, block_size, limit))
     except OSError as error:
         raise ConfigurationError(f"trace {path} cannot be read: {error.strerror or error}") from error
     if not found:
@@ -84,18 +88,38 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _mooncake(lines: TextIO, limit: int | None) -> Iterator[TraceRequest]:
-    decoder = msgspec.json.Decoder(_MooncakeLine)
-    for number, line in enumerate(lines, start=1):
-        if limit is not None and number > limit:
-            return
+def _hashed(lines: TextIO, block_size: int, limit: int | None) -> list[TraceRequest]:
+    found: list[TraceRequest] = []
+    start_s = float("inf")
+    for number, line in enumerate(itertools.islice(lines, limit), start=1):
+        own = line.startswith('{"decision":')
         try:
-            entry = decoder.decode(line)
+            size, request = _receipt(line) if own else _mooncake(line)
         except msgspec.MsgspecError as error:
-            raise ConfigurationError(f"line {number} of the trace is no Mooncake record: {error}") from error
-        # The last id may stand for a block that is not full, which no cache keeps.
-        local = entry.hash_ids[: entry.input_length // MOONCAKE_BLOCK_SIZE]
-        yield _request(entry.timestamp / 1000.0, entry.input_length, entry.output_length, local)
+            raise ConfigurationError(f"line {number} of the trace is no Mooncake record or receipt: {error}") from error
+        if size != block_size:
+            raise ConfigurationError(
+                f"the trace has blocks of {size} tokens, not {block_size}; give --block-size {size}"
+            )
+        start_s = min(start_s, request.at_s if own else 0.0)
+        found.append(request)
+    # Receipts carry Unix times and are in the order in which requests ended.
+    return [msgspec.structs.replace(request, at_s=request.at_s - start_s) for request in found]
+
+
+def _mooncake(line: str) -> tuple[int, TraceRequest]:
+    entry = _MOONCAKE.decode(line)
+    # The last id may stand for a block that is not full, which no cache keeps.
+    local = entry.hash_ids[: entry.input_length // MOONCAKE_BLOCK_SIZE]
+    return MOONCAKE_BLOCK_SIZE, _request(entry.timestamp / 1000.0, entry.input_length, entry.output_length, local)
+
+
+def _receipt(line: str) -> tuple[int, TraceRequest]:
+    entry = _RECEIPT.decode(line)
+    output = 0 if entry.outcome is None else entry.outcome.output_tokens
+    arrived_s = entry.decision.decided_at_s - entry.decision.queued_s
+    # Sequence hashes stand for the blocks' contents: prompts that share a prefix share them, and no others.
+    return entry.block_size, _request(arrived_s, entry.prompt_tokens, output, unpack_hashes(entry.hashes))
 
 
 def _azure(lines: TextIO, block_size: int, limit: int | None) -> Iterator[TraceRequest]:

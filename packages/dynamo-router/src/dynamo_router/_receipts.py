@@ -28,11 +28,13 @@ class ReceiptRing:
             if len(self._kept) > self.capacity:
                 self._kept.popitem(last=False)
 
-    def join(self, decision_id: str, outcome: RequestOutcome) -> None:
-        """Add what became of a decision that is still kept; the first outcome stays."""
+    def join(self, decision_id: str, outcome: RequestOutcome) -> RoutingDecision | None:
+        """Add what became of a decision; returns it if it is still kept and this is its first outcome."""
         kept = self._kept.get(decision_id)
-        if kept is not None and kept[1] is None:
-            self._kept[decision_id] = (kept[0], outcome)
+        if kept is None or kept[1] is not None:
+            return None
+        self._kept[decision_id] = (kept[0], outcome)
+        return kept[0]
 
     def get(self, decision_id: str) -> tuple[RoutingDecision, RequestOutcome | None] | None:
         """Return a decision and its outcome, if still kept."""
@@ -41,3 +43,16 @@ class ReceiptRing:
     def recent(self, limit: int) -> list[tuple[RoutingDecision, RequestOutcome | None]]:
         """Return the newest decisions, newest first."""
         return [entry for entry, _ in zip(reversed(self._kept.values()), range(limit), strict=False)]
+
+
+def regret_tokens(decision: RoutingDecision, outcome: RequestOutcome | None) -> int:
+    """Return the prefill tokens that the eligible worker with most of the prompt would have saved.
+
+    What the choice really had cached counts if the engine said so. Load is left out: a policy may have had good reason.
+    0 for a decision whose candidates were not recorded.
+    """
+    most = max(
+        (score.raw.get("cached_tokens", 0) for score in decision.candidates if score.cost is not None), default=0
+    )
+    reported = None if outcome is None else outcome.cached_tokens
+    return max(0, int(most) - (decision.cached_tokens if reported is None else reported))

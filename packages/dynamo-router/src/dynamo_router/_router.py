@@ -17,19 +17,22 @@ from dynamo_core.ids import ReservationId, WorkerId
 from dynamo_core.load import QueuedLoad, ReportedLoad, WorkerLoad
 from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
 from dynamo_core.telemetry import Metrics
+from dynamo_core.tokens import pack_hashes
 from dynamo_router._admission import Admission, Ticket
 from dynamo_router._decide import Decider
 from dynamo_router._filters import BusyLimits
 from dynamo_router._fleet import Fleet
 from dynamo_router._index import TIERS, BlockIndex
 from dynamo_router._indexer import Indexer, StreamState
-from dynamo_router._load import LoadBook
+from dynamo_router._load import LoadBook, Reservation
 from dynamo_router._metrics import RouterMetrics
 from dynamo_router._pipeline import Pipeline, load_policy
 from dynamo_router._prompt import read_prompt
 from dynamo_router._queue import DEFAULT_CLASS, ClassOptions, FairQueue, read_classes
-from dynamo_router._receipts import ReceiptRing
+from dynamo_router._receipt_log import LoggedReceipt, open_log
+from dynamo_router._receipts import ReceiptRing, regret_tokens
 from dynamo_router._settings import RouterSettings
+from dynamo_router._snapshot import IndexSnapshot, restore_worker, take_snapshot
 from dynamo_router._truth import IndexMode
 from dynamo_router._view import CacheView
 
@@ -100,6 +103,7 @@ class KvRouter:
             assume_reuse=self.settings.assume_kv_reuse,
         )
         self._receipts = ReceiptRing(self.settings.receipts_max_decisions)
+        self._log = open_log(self.settings, model)
         self._decider = Decider(
             fleet=self._fleet,
             view=self._view,
@@ -121,7 +125,9 @@ class KvRouter:
         """Do nothing: a library router watches nothing."""
 
     async def stop(self) -> None:
-        """Do nothing: a library router holds no resources."""
+        """Close the log of receipts, if there is one. Idempotent."""
+        if self._log is not None:
+            self._log.close()
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
@@ -186,6 +192,20 @@ class KvRouter:
         if candidate is not None and batch.full_dump:
             self._view.truth.reset_exact(candidate.slot)
         return query
+
+    def snapshot(self) -> IndexSnapshot:
+        """Return the index as a value, for ``restore`` of another router. O(blocks)."""
+        return take_snapshot(self.indexer)
+
+    def restore(self, snapshot: IndexSnapshot) -> None:
+        """Take over another router's index, for the workers that this router knows.
+
+        Raises:
+            InvalidRequestError: if it is of another block size or hash algorithm.
+        """
+        for worker in snapshot.workers:
+            if worker.worker in self._fleet:
+                restore_worker(self.indexer, snapshot, worker)
 
     def report_load(self, worker: WorkerId, reported: ReportedLoad) -> None:
         """Take a worker's own load report; one of an unknown worker is ignored."""
@@ -255,7 +275,9 @@ class KvRouter:
     def complete(self, reservation: ReservationId, outcome: RequestOutcome) -> None:
         """Free a booking and join the outcome with the receipt. Idempotent."""
         booked = self._book.release(reservation, self._clock.monotonic())
-        self._receipts.join(outcome.decision_id or str(reservation), outcome)
+        decision = self._receipts.join(outcome.decision_id or str(reservation), outcome)
+        if decision is not None and decision.candidates:
+            self._record(decision, outcome, booked)
         self._admission.pump()
         if booked is None or outcome.finish_reason is FinishReason.ERROR:
             return
@@ -338,6 +360,14 @@ class KvRouter:
         metrics.reservations.set(len(self._book))
         metrics.queued.set(len(self._admission))
         metrics.receipts.set(len(self._receipts))
+        metrics.receipts_dropped.set(0 if self._log is None else self._log.dropped)
+
+    def _record(self, decision: RoutingDecision, outcome: RequestOutcome, booked: Reservation | None) -> None:
+        regret = regret_tokens(decision, outcome)
+        self.metrics.regret.inc(regret)
+        if self._log is not None and booked is not None:
+            hashes = pack_hashes(booked.hashes)
+            self._log.add(LoggedReceipt(decision, self.block_size, booked.prompt_tokens, hashes, outcome, regret))
 
     def _drop_booking(self, reservation: ReservationId) -> None:
         self._book.release(reservation, self._clock.monotonic())

@@ -18,10 +18,13 @@ from pydantic import Field
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.errors import ConfigurationError, DynamoError, InternalError, InvalidRequestError, NotFoundError
 from dynamo_core.ids import ReservationId
+from dynamo_core.routing import RequestOutcome, RoutingDecision
 from dynamo_core.settings import DynamoSettings, resolve_settings
 from dynamo_core.telemetry import Metrics
 from dynamo_router._listeners import EngineListeners
 from dynamo_router._metrics import LISTENERS
+from dynamo_router._peers import PeerState, fetch_peer
+from dynamo_router._receipts import regret_tokens
 from dynamo_router._router import KvRouter
 from dynamo_router._service_bodies import (
     EventsBody,
@@ -48,6 +51,10 @@ class ServeSettings(DynamoSettings):
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one")] = 8092
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = 64 * 1024 * 1024
     max_routers: Annotated[int, Field(ge=1, description="Most (model, routing group) pairs")] = 64
+    peers: Annotated[
+        list[str],
+        Field(description="URLs of services like this one; workers and index of the first to answer are taken"),
+    ] = []  # noqa: RUF012 - pydantic copies defaults
 
 
 class SelectionService:
@@ -84,6 +91,7 @@ class SelectionService:
                 web.post("/reservations/{id}/progress", self._progress),
                 web.delete("/reservations/{id}", self._complete),
                 web.post("/events", self._events),
+                web.get("/dump", self._dump),
                 web.get("/loads", self._loads),
                 web.post("/overlap_scores", self._overlap_scores),
                 web.get("/v1/decisions", self._decisions),
@@ -97,6 +105,8 @@ class SelectionService:
 
     async def _cleanup(self, app: web.Application) -> None:
         await self._listeners.close_all()
+        for router in self._routers.values():
+            await router.stop()
 
     async def upkeep(self) -> None:
         """Drop stale bookings and refresh gauges until cancelled."""
@@ -105,6 +115,26 @@ class SelectionService:
                 router.expire()
                 router.refresh_metrics()
             await self._clock.sleep(UPKEEP_S)
+
+    async def adopt(self, state: PeerState) -> None:
+        """Take over a peer's workers and indexes; workers that are known already stay as they are.
+
+        Raises:
+            InvalidRequestError: if they do not fit together.
+        """
+        new = [body for body in state.workers if body.worker_id not in self._workers]
+        for body in new:
+            self._register(body)
+        for body in new:
+            snapshot = state.indexes.get(f"{body.model_name}:{body.routing_group}")
+            # An engine with a replay socket tells its state itself, and numbers of its events begin anew here.
+            if snapshot is not None and not body.replay_endpoint:
+                mine = [worker for worker in snapshot.workers if worker.worker.instance_id == body.worker_id]
+                if body.kv_events_endpoints:
+                    mine = [msgspec.structs.replace(worker, last_event_id=None) for worker in mine]
+                router = self._routers[body.model_name, body.routing_group]
+                router.restore(msgspec.structs.replace(snapshot, workers=tuple(mine)))
+            await self._listen(body)
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
@@ -119,16 +149,23 @@ class SelectionService:
         body = read_body(WorkerBody, await request.read())
         if body.worker_id in self._workers:
             await self._remove(body.worker_id)
+        self._register(body)
+        await self._listen(body)
+        return _json(self._shown(body), status=201)
+
+    def _register(self, body: WorkerBody) -> None:
         router = self._router_for(body)
         for worker in body.workers():
             router.upsert_worker(worker, body.card())
         self._workers[body.worker_id] = body
+
+    async def _listen(self, body: WorkerBody) -> None:
+        router = self._routers[body.model_name, body.routing_group]
         try:
             await self._listeners.open(body, router.apply_events)
         except InvalidRequestError:
             await self._remove(body.worker_id)
             raise
-        return _json(self._shown(body), status=201)
 
     async def _delete_worker(self, request: web.Request) -> web.Response:
         text = request.match_info["worker_id"]
@@ -217,6 +254,9 @@ class SelectionService:
         stream = router.indexer.stream(batch.worker)
         return _json({"last_event_id": stream.last_id, "state": stream.state.value, "detail": stream.detail})
 
+    async def _dump(self, request: web.Request) -> web.Response:
+        return _json({f"{model}:{group}": router.snapshot() for (model, group), router in self._routers.items()})
+
     async def _loads(self, request: web.Request) -> web.Response:
         return _json(
             [
@@ -241,14 +281,14 @@ class SelectionService:
         limit = int(text) if text.isdecimal() else 100
         kept = [entry for router in self._routers.values() for entry in router.decisions(limit)]
         kept.sort(key=lambda entry: entry[0].decided_at_s, reverse=True)
-        return _json([{"decision": decision, "outcome": outcome} for decision, outcome in kept[:limit]])
+        return _json([_receipt(decision, outcome) for decision, outcome in kept[:limit]])
 
     async def _decision(self, request: web.Request) -> web.Response:
         identity = request.match_info["id"]
         for router in self._routers.values():
             found = router.decision(identity)
             if found is not None:
-                return _json({"decision": found[0], "outcome": found[1]})
+                return _json(_receipt(*found))
         raise NotFoundError(f"decision {identity!r} is unknown or no longer kept", param="id")
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -286,6 +326,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _json(error_body(error), status=status)
 
 
+def _receipt(decision: RoutingDecision, outcome: RequestOutcome | None) -> dict[str, Any]:
+    return {"decision": decision, "outcome": outcome, "regret_tokens": regret_tokens(decision, outcome)}
+
+
 def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers
@@ -300,13 +344,17 @@ def serve(argv: Sequence[str], write: Callable[[str], None]) -> int:
     """
     resolved = resolve_settings("dynamo-router serve", (ServeSettings, RouterSettings), argv)
     settings, routing = resolved.get(ServeSettings), resolved.get(RouterSettings)
-    KvRouter(block_size=1, settings=routing)
+    # Fails early for a bad policy or option; the log is the real routers' to open.
+    KvRouter(block_size=1, settings=routing.model_copy(update={"receipts_dir": ""}))
     asyncio.run(_serve(settings, routing, write))
     return 0
 
 
 async def _serve(settings: ServeSettings, routing: RouterSettings, write: Callable[[str], None]) -> None:
     service = SelectionService(routing, max_routers=settings.max_routers)
+    state = await fetch_peer(settings.peers)
+    if state is not None:
+        await service.adopt(state)
     runner = web.AppRunner(service.application(max_body_bytes=settings.max_body_bytes), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, settings.host, settings.port)

@@ -36,6 +36,13 @@ class RouterSettings(DynamoSettings):
         float, Field(ge=0, le=1, description="Share of decisions that record every candidate when sampled")
     ] = 0.1
     receipts_max_decisions: Annotated[int, Field(ge=0, description="Decisions kept for look-up")] = 4096
+    receipts_dir: Annotated[
+        str, Field(description="Folder for recorded decisions with their outcomes as JSON lines; empty writes none")
+    ] = ""
+    receipts_max_bytes: Annotated[int, Field(ge=4096, description="Size from which a file of receipts is rotated")] = (
+        64 * 1024 * 1024
+    )
+    receipts_max_files: Annotated[int, Field(ge=1, description="Files of receipts kept, the newest included")] = 4
     busy_kv_usage: Annotated[
         float | None, Field(gt=0, le=1, description="Share of used KV blocks beyond which a worker is busy")
     ] = None

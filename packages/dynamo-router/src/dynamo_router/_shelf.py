@@ -49,6 +49,11 @@ class Shelf:
         """Return a copy of held sequence hash -> parent."""
         return dict(self._parents)
 
+    @property
+    def uses_names(self) -> bool:
+        """Whether engine hashes are kept apart from sequence hashes."""
+        return self._names is not None
+
     def names(self) -> dict[int, int]:
         """Return a copy of engine hash -> sequence hash."""
         return dict(self._names) if self._names is not None else {key: key for key in self._parents}

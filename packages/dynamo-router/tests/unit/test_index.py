@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_core.enums import Tier
-from dynamo_core.events import BlockRemoved, BlocksCleared, BlockStored, UnknownKvEvent
+from dynamo_core.events import BlockRemoved, BlocksCleared, BlockStored, KvEventBatch, UnknownKvEvent
 from dynamo_core.ids import WorkerId
 from dynamo_core.tokens import chain_hashes, pack_hashes, unpack_hashes
 from dynamo_router._flat_index import FlatIndex
 from dynamo_router._index import Applied, BlockIndex
+from dynamo_router._indexer import Indexer
+from dynamo_router._snapshot import IndexSnapshot, restore_worker, take_snapshot
 
 A, B = WorkerId(1), WorkerId(2, 1)
 LOCALS = list(range(100, 116))
@@ -187,3 +190,49 @@ def test_hashes_repeated_within_an_event_leave_the_index_whole():
             hashes = chain_hashes(prompt)
             assert depths(index, hashes) == oracle.match(hashes)
         assert index.check_integrity() == []
+
+
+def numbered(event, number):
+    return msgspec.structs.replace(event, event_id=number)
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories(), paths)
+def test_a_restored_index_answers_and_goes_on_as_the_first(events, prompt):
+    first, second = (Indexer(BlockIndex(), block_size=4) for _ in range(2))
+    ids = dict.fromkeys(WORKERS, 0)
+
+    def apply(indexer, worker, event):
+        indexer.apply(KvEventBatch(worker, (numbered(event, ids[worker]),), 4))
+
+    for worker, event in events:
+        if event is not None:
+            ids[worker] += 1
+            apply(first, worker, event)
+    encoded = msgspec.json.encode(take_snapshot(first))
+    snapshot = msgspec.json.decode(encoded, type=IndexSnapshot)
+    for worker in snapshot.workers:
+        restore_worker(second, snapshot, worker)
+    kept = {worker.worker for worker in snapshot.workers}
+    for _ in range(2):
+        expected = {
+            worker: found for worker, found in depths(first.index, chain_hashes(prompt)).items() if worker in kept
+        }
+        assert depths(second.index, chain_hashes(prompt)) == expected
+        assert second.index.check_integrity() == []
+        for worker, event in reversed(events):
+            if event is not None and worker in kept:
+                ids[worker] += 1
+                apply(first, worker, event)
+                apply(second, worker, event)
+        kept = {worker for worker in kept if second.stream(worker).last_id == first.stream(worker).last_id}
+
+
+def test_a_full_index_keeps_what_fits():
+    first, second = Indexer(BlockIndex(), block_size=4), Indexer(BlockIndex(max_blocks=3), block_size=4)
+    first.apply(KvEventBatch(WORKERS[0], (stored([1, 2, 3, 4, 5]),), 4))
+    snapshot = take_snapshot(first)
+    restore_worker(second, snapshot, snapshot.workers[0])
+    assert len(second.index) == 3
+    assert second.index.is_lossy(WORKERS[0])
+    assert depths(second.index, chain_hashes([1, 2, 3, 4, 5])) == {WORKERS[0]: [3, 0, 0, 0]}
