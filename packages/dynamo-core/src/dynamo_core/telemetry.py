@@ -31,6 +31,11 @@ class Metrics:
         self._labels = dict(labels or {})
         self._known: dict[str, tuple[Any, tuple[str, ...]]] = {}
 
+    @property
+    def fixed_labels(self) -> dict[str, str]:
+        """Labels of every metric of this scope, for collectors that make their own samples."""
+        return dict(self._labels)
+
     def child(self, **labels: str) -> Metrics:
         """Return a scope with other values for some fixed labels.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from dynamo_frontend._tallies import Count, Distribution, Tallies
+
 if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics
 
@@ -45,15 +47,15 @@ _OUTPUT_TOKENS = (50, 100, 210, 430, 880, 1800, 3700, 7600, 16000, 32000)
 class ModelSeries:
     """The series of one model, endpoint and request type, looked up once."""
 
-    started: Any
-    active: Any
-    duration: Any
-    ttft: Any
-    itl: Any
-    input_tokens: Any
-    output_tokens: Any
-    cached_tokens: Any
-    output_total: Any
+    started: Count
+    active: Count
+    duration: Distribution
+    ttft: Distribution
+    itl: Distribution
+    input_tokens: Distribution
+    output_tokens: Distribution
+    cached_tokens: Distribution
+    output_total: Count
 
 
 class FrontendMetrics:
@@ -64,34 +66,35 @@ class FrontendMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self.registry = metrics.registry
+        tallies = Tallies(metrics)
         full = ("model", "endpoint", "request_type")
-        self._requests = metrics.counter(REQUESTS_TOTAL, "Requests that ended", (*full, "status", "error_type"))
-        self._started = metrics.counter(REQUESTS_STARTED_TOTAL, "Requests that began", full)
-        self._active = metrics.gauge(ACTIVE_REQUESTS, "Requests from handler entry to stream end", ("model",))
-        self._duration = metrics.histogram(REQUEST_DURATION_SECONDS, "Whole request", ("model",), buckets=_DURATION_S)
-        self._ttft = metrics.histogram(
+        self._requests = tallies.counter(REQUESTS_TOTAL, "Requests that ended", (*full, "status", "error_type"))
+        self._started = tallies.counter(REQUESTS_STARTED_TOTAL, "Requests that began", full)
+        self._active = tallies.gauge(ACTIVE_REQUESTS, "Requests from handler entry to stream end", ("model",))
+        self._duration = tallies.histogram(REQUEST_DURATION_SECONDS, "Whole request", ("model",), buckets=_DURATION_S)
+        self._ttft = tallies.histogram(
             TIME_TO_FIRST_TOKEN_SECONDS, "Request to first token", ("model",), buckets=_TTFT_S
         )
-        self._itl = metrics.histogram(
+        self._itl = tallies.histogram(
             INTER_TOKEN_LATENCY_SECONDS, "Mean time between tokens of a request", ("model",), buckets=_ITL_S
         )
-        self._input = metrics.histogram(
+        self._input = tallies.histogram(
             INPUT_SEQUENCE_TOKENS, "Prompt tokens of a request", ("model",), buckets=_INPUT_TOKENS
         )
-        self._output = metrics.histogram(
+        self._output = tallies.histogram(
             OUTPUT_SEQUENCE_TOKENS, "Output tokens of a request", ("model",), buckets=_OUTPUT_TOKENS
         )
-        self._cached = metrics.histogram(
+        self._cached = tallies.histogram(
             CACHED_TOKENS, "Prompt tokens found in a cache", ("model",), buckets=_INPUT_TOKENS
         )
-        self._output_total = metrics.counter(OUTPUT_TOKENS_TOTAL, "Output tokens", ("model",))
-        self._migrations = metrics.counter(
+        self._output_total = tallies.counter(OUTPUT_TOKENS_TOTAL, "Output tokens", ("model",))
+        self._migrations = tallies.counter(
             MODEL_MIGRATION_TOTAL, "Continuations on another worker", ("model", "migration_type")
         )
-        self._cancellations = metrics.counter(
+        self._cancellations = tallies.counter(
             MODEL_CANCELLATION_TOTAL, "Requests whose client left", ("model", "endpoint", "request_type")
         )
-        self._rejections = metrics.counter(MODEL_REJECTION_TOTAL, "Requests refused for load", ("model", "endpoint"))
+        self._rejections = tallies.counter(MODEL_REJECTION_TOTAL, "Requests refused for load", ("model", "endpoint"))
         self.disconnected = metrics.counter(DISCONNECTED_CLIENTS, "Clients that left in mid-response")
         self.tokenizer_hits = metrics.counter(TOKENIZER_CACHE_HITS_TOTAL, "Text pieces found tokenised")
         self.tokenizer_misses = metrics.counter(TOKENIZER_CACHE_MISSES_TOTAL, "Text pieces tokenised")

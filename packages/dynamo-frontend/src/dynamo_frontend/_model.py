@@ -14,6 +14,7 @@ from dynamo_core.errors import ConfigurationError
 from dynamo_core.parsing import ParserContext, ParserFactory
 from dynamo_core.requests import SamplingOptions
 from dynamo_frontend._detokenize import DetokenizerFactory
+from dynamo_frontend._openai.options import OptionMemo
 from dynamo_frontend._parsers.chain import (
     NO_PARSER,
     ParserChain,
@@ -43,7 +44,7 @@ class ModelText:
         tokenizer: Text to token ids.
         detokenizers: Token ids to text.
         template: Chat template; None for a model without one.
-        sampling: The model's default sampling.
+        options: Makes sampling options, from the model's defaults, and stop conditions.
         tool_parser: Name of the tool-call parser, or an empty string.
         reasoning_parser: Name of the reasoning parser, or an empty string.
     """
@@ -52,7 +53,7 @@ class ModelText:
         self.tokenizer = tokenizer
         self.detokenizers = DetokenizerFactory(tokenizer.tokenizer, tokenizer.spec)
         self.template = template
-        self.sampling = sampling
+        self.options = OptionMemo(sampling)
         self.tool_parser = ""
         self.reasoning_parser = ""
         added = tokenizer.spec.get("added_tokens", ())

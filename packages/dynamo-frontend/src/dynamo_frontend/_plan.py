@@ -15,8 +15,6 @@ from dynamo_frontend._openai.fields import ChatRequest, CommonFields, Completion
 from dynamo_frontend._openai.options import (
     guided_decoding,
     routing_hints,
-    sampling_options,
-    stop_conditions,
 )
 from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._tools import chosen_tools, response_constraint
@@ -69,7 +67,7 @@ class GeneratePlan:
             InvalidRequestError: if a prompt does not fit the model's context, or an option is out of its limits.
         """
         fields = self.fields
-        sampling = sampling_options(fields, self.model.text.sampling, self.guided)
+        sampling = self.model.text.options.sampling(fields, self.guided)
         output = OutputOptions(
             logprobs=self.logprobs,
             skip_special_tokens=True if fields.skip_special_tokens is None else fields.skip_special_tokens,
@@ -82,7 +80,7 @@ class GeneratePlan:
                 model=self.model.name,
                 token_ids=prompt,
                 sampling=sampling,
-                stop=stop_conditions(fields, self._budget(token_count(prompt))),
+                stop=self.model.text.options.stop(fields, self._budget(token_count(prompt))),
                 output=output,
                 routing=routing,
                 eos_token_ids=self.model.card.eos_token_ids,

@@ -170,7 +170,8 @@ async def test_engines_take_turns_and_connections_are_kept(gateway, engines):
     for _ in range(10):
         await call(gateway)
     assert [len(engine.requests) for engine in engines] == [5, 5]
-    assert all(len(engine.writers) == 1 for engine in engines)
+    # A probe that runs beside a request needs a connection of its own.
+    assert all(len(engine.writers) <= 2 for engine in engines)
 
 
 async def test_stock_client_streams_through(gateway):

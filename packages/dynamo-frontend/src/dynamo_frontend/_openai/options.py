@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Collection
+from functools import cache, lru_cache
+from operator import attrgetter
+from typing import Any
+
+import msgspec
 
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.ids import parse_instance_id
@@ -15,12 +20,12 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_CHOICES = 128
 _MAX_SEED = (1 << 63) - 1
 _RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "repetition_penalty": (0.0, 2.0),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0, 2),
     "n": (1, MAX_CHOICES),
     "seed": (-(1 << 63), _MAX_SEED),
     "max_tokens": (1, 1 << 31),
@@ -30,6 +35,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "logprobs": (0, 20),
     "priority": (-(1 << 31), (1 << 31) - 1),
 }
+# Seeds must differ, they need not be secret; the system's randomness costs a call into the kernel for each.
+_random = random.Random(random.SystemRandom().getrandbits(256))
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern")
 
 
@@ -39,12 +46,29 @@ def check_ranges(fields: CommonFields) -> None:
     Raises:
         InvalidRequestError: naming field, value and limits.
     """
-    for name, (low, high) in _RANGES.items():
-        value = getattr(fields, name, None)
+    names, read = _ranged(type(fields))
+    _check_numbers(names, read(fields))
+    _check_rules(fields)
+
+
+@cache
+def _ranged(kind: type[CommonFields]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]:
+    names = tuple(name for name in _RANGES if name in kind.__struct_fields__)
+    return names, attrgetter(*names)
+
+
+@lru_cache(maxsize=1024)
+def _check_numbers(names: tuple[str, ...], values: tuple[Any, ...]) -> None:
+    """Pass or raise; only what passes is remembered."""
+    for name, value in zip(names, values, strict=True):
         if value is None or isinstance(value, bool):
             continue
+        low, high = _RANGES[name]
         if not low <= value <= high:
-            raise InvalidRequestError(f"{name} is {value}; it must be from {low:g} to {high:g}.", param=name)
+            raise InvalidRequestError(f"{name} is {value}; it must be from {low} to {high}.", param=name)
+
+
+def _check_rules(fields: CommonFields) -> None:
     if fields.repetition_penalty == 0:
         raise InvalidRequestError("repetition_penalty is 0; it must be above 0.", param="repetition_penalty")
     if fields.top_p == 0:
@@ -67,7 +91,7 @@ def sampling_options(
     temperature = defaults.temperature if fields.temperature is None else fields.temperature
     seed = fields.seed
     if seed is None and temperature > 0:
-        seed = secrets.randbelow(_MAX_SEED)
+        seed = _random.getrandbits(63)
     return SamplingOptions(
         temperature=temperature,
         top_p=defaults.top_p if fields.top_p is None else fields.top_p,
@@ -109,6 +133,56 @@ def stop_conditions(fields: CommonFields, max_tokens: int | None) -> StopConditi
         stop_token_ids=ids,
         ignore_eos=bool(fields.ignore_eos),
     )
+
+
+class OptionMemo:
+    """Sampling options and stop conditions of one model that were made before: most requests ask for the same few.
+
+    Args:
+        defaults: The model's default sampling.
+    """
+
+    def __init__(self, defaults: SamplingOptions) -> None:
+        self._defaults = defaults
+        self._sampling: dict[tuple[Any, ...], SamplingOptions] = {}
+        self._stops: dict[tuple[Any, ...], StopConditions] = {}
+
+    def sampling(self, fields: CommonFields, guided: GuidedDecoding | None) -> SamplingOptions:
+        """Return ``sampling_options`` of the fields."""
+        if guided is not None or fields.logit_bias or fields.allowed_token_ids:
+            return sampling_options(fields, self._defaults, guided)
+        key = _SAMPLING_FIELDS(fields)
+        found = self._sampling.get(key)
+        if found is None:
+            found = sampling_options(fields, self._defaults)
+            _remember(self._sampling, key, found)
+        elif fields.seed is None and found.seed is not None:
+            found = msgspec.structs.replace(found, seed=_random.getrandbits(63))
+        return found
+
+    def stop(self, fields: CommonFields, max_tokens: int | None) -> StopConditions:
+        """Return ``stop_conditions`` of the fields."""
+        if fields.stop is not None or fields.stop_token_ids:
+            return stop_conditions(fields, max_tokens)
+        key = (max_tokens, fields.min_tokens, fields.ignore_eos)
+        found = self._stops.get(key)
+        if found is None:
+            found = stop_conditions(fields, max_tokens)
+            _remember(self._stops, key, found)
+        return found
+
+
+_SAMPLING_FIELDS: attrgetter[tuple[Any, ...]] = attrgetter(
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "n"
+)
+_MEMO_ENTRIES = 256
+
+
+def _remember(memo: dict[tuple[Any, ...], Any], key: tuple[Any, ...], value: Any) -> None:
+    """Keep a value; a memo that is full starts anew."""
+    if len(memo) >= _MEMO_ENTRIES:
+        memo.clear()
+    memo[key] = value
 
 
 def guided_decoding(fields: CommonFields, capabilities: Collection[str]) -> GuidedDecoding | None:
