@@ -299,5 +299,5 @@ async def test_a_busy_status_port_is_a_configuration_error() -> None:
 
 
 def test_an_unknown_scheme_names_what_is_installed() -> None:
-    with pytest.raises(ConfigurationError, match=r"etcd.*installed: .*mem"):
-        Host([], settings(discovery="etcd://localhost:2379"))
+    with pytest.raises(ConfigurationError, match=r"consul.*installed: .*mem"):
+        Host([], settings(discovery="consul://localhost:8500"))
