@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import secrets
@@ -12,6 +13,7 @@ SHARED_FOLDER = Path("/dev/shm")
 SEGMENT_SLOTS = 4
 SLOT_BYTES = 1 << 22
 MAX_SEGMENTS = 4
+_MARKER = "-0"
 _MARKER_BYTES = 16
 
 
@@ -67,6 +69,8 @@ class SegmentPool:
         self._lent = 0
         self._prefix = f"dynamo-kv-{os.getpid()}-{secrets.token_hex(4)}"
         self._made = 0
+        self._lock = -1
+        remove_abandoned()
         self.marker = self._make_marker()
 
     def take(self) -> Segment | None:
@@ -100,16 +104,31 @@ class SegmentPool:
         if self.marker:
             Path(self.marker.split(":")[0]).unlink(missing_ok=True)
             self.marker = ""
+            os.close(self._lock)
 
     def _make_marker(self) -> str:
-        path, content = SHARED_FOLDER / f"{self._prefix}-0", secrets.token_hex(_MARKER_BYTES)
+        path, content = SHARED_FOLDER / f"{self._prefix}{_MARKER}", secrets.token_hex(_MARKER_BYTES)
+        unlocked = path.with_suffix(".new")
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self._lock = os.open(unlocked, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError:
             return ""
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
+        os.write(self._lock, content.encode())
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlocked.rename(path)
         return f"{path}:{content}"
+
+
+def remove_abandoned() -> None:
+    """Remove what killed processes left: a living one holds the lock of its marker."""
+    for marker in SHARED_FOLDER.glob(f"dynamo-kv-*{_MARKER}"):
+        try:
+            with marker.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for path in SHARED_FOLDER.glob(f"{marker.name.removesuffix(_MARKER)}-*"):
+                    path.unlink(missing_ok=True)
+        except OSError:
+            continue  # somebody lives there, or it is not ours
 
 
 def is_shared(marker: str) -> bool:
