@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -40,17 +42,25 @@ def connected(serve: DynamoProcess) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def kill_worker(serve: DynamoProcess, header: str) -> None:
-    """Kill -9 the worker process that a response header names."""
-    [worker, *_] = component_pids(serve.pid, "worker")
-    pid = instance_pids(flag_value(worker, "--discovery"))[header.split("/", maxsplit=1)[0]]
-    assert pid in component_pids(serve.pid, "worker")
-    kill_process(pid)
+def worker_pids(serve: DynamoProcess) -> dict[str, int]:
+    """Return the process of each worker by the instance id that headers show."""
+    workers = component_pids(serve.pid, "worker")
+    pids = instance_pids(flag_value(workers[0], "--discovery"))
+    assert set(workers) <= set(pids.values())
+    return pids
+
+
+def migrations(serve: DynamoProcess) -> float:
+    """Return how many continuations the frontend has counted."""
+    text = httpx.get(f"{serve.wait_for_url()}/metrics").text
+    pattern = r"^dynamo_frontend_model_migration_total{[^}]*} (\S+)$"
+    return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("after_chunks", [1, 60])
 def test_a_stream_is_exact_when_its_worker_dies(serve: DynamoProcess, after_chunks: int) -> None:
     with connected(serve) as client:
+        pids = worker_pids(serve)
         expected = client.completions.create(**LONG)
         options = {"include_usage": True}
         raw = client.completions.with_raw_response.create(**LONG, stream=True, stream_options=options)
@@ -60,7 +70,7 @@ def test_a_stream_is_exact_when_its_worker_dies(serve: DynamoProcess, after_chun
             pieces += [choice.text for choice in chunk.choices]
             usage = chunk.usage or usage
             if count == after_chunks:
-                kill_worker(serve, raw.headers["x-dynamo-worker-id"])
+                kill_process(pids[raw.headers["x-dynamo-worker-id"].split("/", maxsplit=1)[0]])
         assert "".join(pieces) == expected.choices[0].text
         assert usage is not None
         assert expected.usage is not None
@@ -68,6 +78,8 @@ def test_a_stream_is_exact_when_its_worker_dies(serve: DynamoProcess, after_chun
             expected.usage.prompt_tokens,
             expected.usage.completion_tokens,
         )
+    # Without this, a worker that had finished before it was killed would pass too.
+    assert migrations(serve) == 1
 
 
 def test_the_supervisor_replaces_the_dead_worker(serve: DynamoProcess) -> None:

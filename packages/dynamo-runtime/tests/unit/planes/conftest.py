@@ -390,11 +390,7 @@ def _running(server: ServerT) -> Iterator[ServerT]:
 
 
 def _free_port() -> int:
-    """Return a port that nobody has, below those that the kernel gives to connections.
-
-    A client that dials a port of the kernel's range again and again, while nobody listens there, may be given that very
-    port and then talks to itself.
-    """
+    """Return a port that nobody has, below the kernel's own: a client that redials one of those may meet itself."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", 15_000 + secrets.randbelow(15_000)))
