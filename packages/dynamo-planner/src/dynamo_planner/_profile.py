@@ -8,7 +8,6 @@ The file formats are those of NVIDIA Dynamo's profiler, so existing measurements
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,8 +210,9 @@ def _nearest(share: float) -> int:
 
 def _scipy() -> Any:
     try:
-        return importlib.import_module("scipy.interpolate")
+        from scipy import interpolate
     except ImportError as error:
         raise ConfigurationError(
             "interpolating a measured profile needs scipy; install it with: pip install 'dynamo-planner[profiles]'"
         ) from error
+    return interpolate

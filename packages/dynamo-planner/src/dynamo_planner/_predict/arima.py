@@ -6,7 +6,6 @@ maximum-likelihood fit takes seconds. Between refits the coefficients stay and o
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from collections import deque
@@ -134,11 +133,12 @@ def _extend(tail: list[float], fit: Fit, horizon: int) -> list[float]:
 
 def _estimators() -> Any:
     try:
-        return importlib.import_module("statsmodels.tsa.arima.estimators.hannan_rissanen")
+        from statsmodels.tsa.arima.estimators import hannan_rissanen
     except ImportError as error:
         raise ConfigurationError(
             "forecaster 'arima' needs statsmodels; install it with: pip install 'dynamo-planner[forecast]'"
         ) from error
+    return hannan_rissanen
 
 
 class ArimaPredictor(SeriesPredictor):
