@@ -85,12 +85,8 @@ class KvRouter:
         self._clock = clock or SystemClock()
         self._rng = random.Random(seed)
         chosen_options = self.settings.policy_options if policy_options is None else policy_options
-        self._pipeline = Pipeline(
-            load_policy(policy or self.settings.policy, chosen_options),
-            self._rng,
-            clock=self._clock,
-            budget_s=self.settings.policy_budget_s,
-        )
+        chosen = load_policy(policy or self.settings.policy, chosen_options)
+        self._pipeline = Pipeline(chosen, self._rng, clock=self._clock, budget_s=self.settings.policy_budget_s)
         self._fleet = Fleet(self.indexer.index, block_size)
         self._book = LoadBook(
             block_size=block_size,
