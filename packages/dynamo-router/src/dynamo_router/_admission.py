@@ -15,7 +15,8 @@ from dynamo_core.routing import RoutingDecision, RoutingRequest
 from dynamo_router._decide import Decider
 from dynamo_router._filters import pin_of
 from dynamo_router._prompt import Prompt
-from dynamo_router._queue import FairQueue, Waiting
+from dynamo_router._queue import DEFAULT_CLASS, ClassOptions, FairQueue, Waiting, read_classes
+from dynamo_router._settings import RouterSettings
 
 
 class Ticket(msgspec.Struct):
@@ -142,3 +143,15 @@ class Admission:
             ticket.answer.set_exception(error)
         else:
             ticket.answer.set_result(decision)
+
+
+def make_queue(settings: RouterSettings) -> FairQueue[Ticket] | None:
+    """Return the queue that the settings ask for, or None if busy workers are to refuse at once.
+
+    Raises:
+        ConfigurationError: for a class option that does not exist or is out of range.
+    """
+    if not settings.max_queued_requests:
+        return None
+    default = ClassOptions(max_requests=settings.max_queued_requests)
+    return FairQueue({DEFAULT_CLASS: default, **read_classes(settings.queue_classes)})

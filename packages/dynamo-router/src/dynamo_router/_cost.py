@@ -9,6 +9,7 @@ With B the block size and I the prompt's tokens, for each worker::
     decode   = decode_blocks + blocks of the prompt that no running request there uses yet
     cost     = (prefill_scale x prefill + decode + active_request_weight x active_requests) x taint factor
 
+Of a split request, the decode hop has no prefill term, and the prefill hop books no blocks.
 The taint factor is ``exp(-tanh(sum of the preferred taints' weights that the worker has))``.
 """
 
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from dynamo_core.routing import RoutingPhase
 from dynamo_router._policy import NO_BLOCKS, Candidate, PolicyOptions, Query, least, read_options
 
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -66,7 +68,7 @@ class KvPolicy:
         """Return the linear cost of each candidate."""
         knobs = self.options
         size, tokens, blocks = query.block_size, query.prompt_tokens, query.blocks
-        scale, weight, track = knobs.prefill_scale, knobs.active_request_weight, knobs.track_prefill
+        scale, weight, track = knobs.prefill_scale, knobs.active_request_weight, self._counts_prefill(query)
         credits: dict[tuple[int, ...], float] = {NO_BLOCKS: 0.0}
         decayed = self._decay(query, candidates) if knobs.credit_decay else None
         costs: list[float] = []
@@ -99,8 +101,9 @@ class KvPolicy:
 
     def _terms(self, query: Query, worker: Candidate, decay: float) -> dict[str, float]:
         knobs = self.options
-        raw = (worker.prefill_tokens + query.prompt_tokens) / query.block_size if knobs.track_prefill else 0.0
-        credit = self._credit(worker.tier_blocks, decay)
+        track = self._counts_prefill(query)
+        raw = (worker.prefill_tokens + query.prompt_tokens) / query.block_size if track else 0.0
+        credit = self._credit(worker.tier_blocks, decay) if track else 0.0
         terms = {
             "prefill": knobs.prefill_scale * raw,
             "credit": -knobs.prefill_scale * credit,
@@ -111,6 +114,10 @@ class KvPolicy:
         if query.hints.preferred_taints:
             terms["taints"] = sum(terms.values()) * (taint_factor(query, worker) - 1.0)
         return terms
+
+    def _counts_prefill(self, query: Query) -> bool:
+        # The decode hop of a split request finds its prompt computed elsewhere.
+        return self.options.track_prefill and query.phase is not RoutingPhase.DECODE
 
     def _decay(self, query: Query, candidates: Sequence[Candidate]) -> dict[int, float]:
         floor = min(worker.prefill_tokens for worker in candidates)

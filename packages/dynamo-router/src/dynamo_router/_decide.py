@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from dynamo_core.clock import Clock
 from dynamo_core.ids import DecisionId, ReservationId
-from dynamo_core.routing import CandidateScore, RoutingDecision, RoutingRequest
+from dynamo_core.routing import CandidateScore, RoutingDecision, RoutingPhase, RoutingRequest
 from dynamo_router._filters import NO_LIMITS, BusyLimits, eligible, is_plain
 from dynamo_router._fleet import Fleet
 from dynamo_router._index import TIERS
-from dynamo_router._load import LoadBook
+from dynamo_router._load import NO_PREDICTION, LoadBook
 from dynamo_router._pipeline import Choice, Pipeline, policy_hash
 from dynamo_router._policy import Candidate, Query
 from dynamo_router._prompt import Prompt
@@ -142,14 +142,16 @@ class Decider:
     def _reserve(self, reservation: ReservationId, prompt: Prompt, query: Query, choice: Choice) -> None:
         worker = choice.candidate
         self._pipeline.confirm(query, choice)
+        # Of a split request, one hop computes the prompt and the other one holds its blocks while it decodes.
+        computes, holds = query.phase is not RoutingPhase.DECODE, query.phase is not RoutingPhase.PREFILL
         self._book.book(
             reservation,
             worker,
-            prompt.hashes,
+            prompt.hashes if holds else (),
             prompt_tokens=prompt.tokens,
-            uncached_tokens=prompt.tokens - worker.cached_tokens,
+            uncached_tokens=prompt.tokens - worker.cached_tokens if computes else 0,
             now_s=query.now_s,
-            prediction=self._view.book(worker, prompt, query.now_s),
+            prediction=self._view.book(worker, prompt, query.now_s) if computes else NO_PREDICTION,
         )
 
     def _view_age(self, worker: Candidate) -> float | None:

@@ -30,6 +30,8 @@ APPROXIMATE_BLOCKS = "dynamo_router_approximate_index_blocks"
 RECEIPTS = "dynamo_router_receipts"
 REGRET = "dynamo_router_regret_tokens_total"
 RECEIPTS_DROPPED = "dynamo_router_receipts_dropped"
+POLICY_FAILURES = "dynamo_router_policy_failures"
+POLICY_OVERRUNS = "dynamo_router_policy_overruns"
 LISTENERS = "dynamo_router_engine_listeners"
 
 _DECISION_BUCKETS_S = (0.00002, 0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1)
@@ -66,6 +68,8 @@ class RouterMetrics:
         self.prompt_tokens = counter(PROMPT_TOKENS, "Prompt tokens of routed requests")
         self.regret = counter(REGRET, "Prefill tokens that another worker's cache would have saved, where recorded")
         self.receipts_dropped = gauge(RECEIPTS_DROPPED, "Receipts that were not written to disk")
+        self.policy_failures = gauge(POLICY_FAILURES, "Decisions that the policy failed and the fallback took")
+        self.policy_overruns = gauge(POLICY_OVERRUNS, "Decisions for which the policy took longer than its budget")
         self.expired = counter(EXPIRED, "Bookings dropped for lack of progress")
         self.index_blocks = gauge(INDEX_BLOCKS, "Entries of the KV index")
         self.index_dropped = gauge(INDEX_DROPPED, "Blocks the KV index dropped for lack of room")

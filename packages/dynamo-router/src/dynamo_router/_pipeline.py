@@ -12,11 +12,14 @@ import msgspec
 import structlog
 
 from dynamo_core import plugins
+from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.errors import DynamoError
 from dynamo_core.routing import CandidateScore
 from dynamo_router._policies import LeastLoadedPolicy
 from dynamo_router._policy import Candidate, Policy, Query
 
+MAX_SLOW_RUNS = 3
+REST_S = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -59,12 +62,24 @@ class Pipeline:
     Args:
         policy: The configured policy.
         rng: Source of tie breaks and draws.
+        clock: Time; the machine's if omitted.
+        budget_s: Seconds that one run of the policy may take. Python cannot stop it, so a slow answer still counts,
+            but after ``MAX_SLOW_RUNS`` in a row the fallback decides alone for ``REST_S`` seconds.
     """
 
-    def __init__(self, policy: Policy, rng: random.Random) -> None:
+    def __init__(
+        self, policy: Policy, rng: random.Random, *, clock: Clock | None = None, budget_s: float = math.inf
+    ) -> None:
         self.policy = policy
         self.failures = 0
+        self.overruns = 0
         self._rng = rng
+        self._clock = clock or SystemClock()
+        # The policies of this package are known to be quick: if one is late, the machine is, and no fallback helps.
+        own = type(policy).__module__.startswith(f"{__package__}.")
+        self.budget_s = math.inf if own else budget_s
+        self._slow_runs = 0
+        self._rests_until_s = -math.inf
         self._fallback = LeastLoadedPolicy({})
 
     def choose(self, query: Query, candidates: Sequence[Candidate]) -> Choice:
@@ -73,6 +88,9 @@ class Pipeline:
         Raises:
             DynamoError: one that the policy raised on purpose.
         """
+        started_s = self._clock.monotonic()
+        if started_s < self._rests_until_s:
+            return self._run(self._fallback, query, candidates, "fallback: time budget")
         try:
             return self._run(self.policy, query, candidates, "")
         except DynamoError:
@@ -81,6 +99,8 @@ class Pipeline:
             self._note(self.policy, error)
             reason = f"fallback: policy {self.policy.name} failed: {type(error).__name__}: {error}"
             return self._run(self._fallback, query, candidates, reason)
+        finally:
+            self._keep_time(started_s)
 
     def explain(
         self,
@@ -119,6 +139,18 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - as in choose
             self._note(choice.policy, error)
             return [{"unexplained": cost} for cost in choice.costs]
+
+    def _keep_time(self, started_s: float) -> None:
+        now_s = self._clock.monotonic()
+        if now_s - started_s <= self.budget_s:
+            self._slow_runs = 0
+            return
+        self.overruns += 1
+        self._slow_runs += 1
+        if self._slow_runs >= MAX_SLOW_RUNS:
+            self._slow_runs = 0
+            self._rests_until_s = now_s + REST_S
+            _log.warning("policy_rests", policy=self.policy.name, took_s=now_s - started_s, budget_s=self.budget_s)
 
     def _note(self, policy: Policy, error: Exception) -> None:
         self.failures += 1

@@ -18,7 +18,7 @@ from dynamo_core.load import QueuedLoad, ReportedLoad, WorkerLoad
 from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
 from dynamo_core.telemetry import Metrics
 from dynamo_core.tokens import pack_hashes
-from dynamo_router._admission import Admission, Ticket
+from dynamo_router._admission import Admission, make_queue
 from dynamo_router._decide import Decider
 from dynamo_router._filters import BusyLimits
 from dynamo_router._fleet import Fleet
@@ -28,7 +28,6 @@ from dynamo_router._load import LoadBook, Reservation
 from dynamo_router._metrics import RouterMetrics
 from dynamo_router._pipeline import Pipeline, load_policy
 from dynamo_router._prompt import read_prompt
-from dynamo_router._queue import DEFAULT_CLASS, ClassOptions, FairQueue, read_classes
 from dynamo_router._receipt_log import LoggedReceipt, open_log
 from dynamo_router._receipts import ReceiptRing, regret_tokens
 from dynamo_router._settings import RouterSettings
@@ -86,7 +85,8 @@ class KvRouter:
         self._clock = clock or SystemClock()
         self._rng = random.Random(seed)
         chosen_options = self.settings.policy_options if policy_options is None else policy_options
-        self._pipeline = Pipeline(load_policy(policy or self.settings.policy, chosen_options), self._rng)
+        chosen = load_policy(policy or self.settings.policy, chosen_options)
+        self._pipeline = Pipeline(chosen, self._rng, clock=self._clock, budget_s=self.settings.policy_budget_s)
         self._fleet = Fleet(self.indexer.index, block_size)
         self._book = LoadBook(
             block_size=block_size,
@@ -359,6 +359,8 @@ class KvRouter:
         metrics.decode_blocks.set(sum(worker.decode_blocks for worker in everyone))
         metrics.reservations.set(len(self._book))
         metrics.queued.set(len(self._admission))
+        metrics.policy_failures.set(self._pipeline.failures)
+        metrics.policy_overruns.set(self._pipeline.overruns)
         metrics.receipts.set(len(self._receipts))
         metrics.receipts_dropped.set(0 if self._log is None else self._log.dropped)
 
@@ -372,18 +374,6 @@ class KvRouter:
     def _drop_booking(self, reservation: ReservationId) -> None:
         self._book.release(reservation, self._clock.monotonic())
         self._admission.pump()
-
-
-def make_queue(settings: RouterSettings) -> FairQueue[Ticket] | None:
-    """Return the queue that the settings ask for, or None if busy workers are to refuse at once.
-
-    Raises:
-        ConfigurationError: for a class option that does not exist or is out of range.
-    """
-    if not settings.max_queued_requests:
-        return None
-    default = ClassOptions(max_requests=settings.max_queued_requests)
-    return FairQueue({DEFAULT_CLASS: default, **read_classes(settings.queue_classes)})
 
 
 def _recorded_share(settings: RouterSettings) -> float:

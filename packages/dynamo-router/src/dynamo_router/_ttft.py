@@ -10,7 +10,8 @@ For each worker, in seconds::
 
 A worker's pace is measured between its first tokens while work waits, drawn towards the fleet's so that a few odd
 requests do not set it. The oldest prefill's share of the queue shrinks as time passes. ``spread`` keeps a prefix from
-being copied to ever more workers for a small gain in time.
+being copied to ever more workers for a small gain in time. The decode hop of a split request has its prompt computed
+elsewhere: there only ``queue`` and ``decode`` count.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from dynamo_core.routing import RoutingPhase
 from dynamo_router._cost import NonNegative, Share, taint_factor
 from dynamo_router._policy import NO_BLOCKS, Candidate, PolicyOptions, Query, least, read_options
 
@@ -64,9 +66,12 @@ class TtftPolicy:
         fleet = self._fleet_pace(candidates)
         size, now = query.block_size, query.now_s
         decode, overlap = knobs.decode_weight * size, knobs.overlap_weight
+        own = 1.0
+        if query.phase is RoutingPhase.DECODE:
+            own = overlap = 0.0
         # What all workers share is added once; a cached token saves its own work and its part of the spread.
         most = max([worker.cached_tokens for worker in candidates]) if overlap else 0
-        shared, saved = query.prompt_tokens + overlap * most, 1.0 + overlap
+        shared, saved = own * query.prompt_tokens + overlap * most, own + overlap
         learns, prior_s = knobs.learn_pace, PRIOR_TOKENS / fleet
         loading: dict[tuple[int, ...], float] = {NO_BLOCKS: 0.0}
         costs: list[float] = []
@@ -74,7 +79,7 @@ class TtftPolicy:
             held = worker.tier_blocks
             if held not in loading:
                 loading[held] = self._loading_tokens(held, size)
-            work = shared + loading[held] + decode * worker.decode_blocks - saved * worker.cached_tokens
+            work = shared + own * loading[held] + decode * worker.decode_blocks - saved * worker.cached_tokens
             queue = worker.prefill
             pace = fleet
             if learns and queue.done_s:
@@ -101,12 +106,13 @@ class TtftPolicy:
 
     def _terms(self, query: Query, worker: Candidate, pace: float, most: int) -> dict[str, float]:
         knobs = self.options
+        own = 0.0 if query.phase is RoutingPhase.DECODE else 1.0
         uncached = query.prompt_tokens - worker.cached_tokens
         terms = {
             "queue": _remaining(worker, pace, query.now_s) / pace,
-            "prefill": (uncached + self._loading_tokens(worker.tier_blocks, query.block_size)) / pace,
+            "prefill": own * (uncached + self._loading_tokens(worker.tier_blocks, query.block_size)) / pace,
             "decode": knobs.decode_weight * worker.decode_blocks * query.block_size / pace,
-            "spread": knobs.overlap_weight * (most - worker.cached_tokens) / pace,
+            "spread": own * knobs.overlap_weight * (most - worker.cached_tokens) / pace,
         }
         if query.hints.preferred_taints:
             terms["taints"] = sum(terms.values()) * (taint_factor(query, worker) - 1.0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -11,8 +12,9 @@ from dynamo_core.ids import WorkerId
 from dynamo_core.requests import RoutingHints
 from dynamo_core.routing import RoutingPhase
 from dynamo_router._cost import KvPolicy, softmax_pick
-from dynamo_router._pipeline import Pipeline, load_policy, policy_hash
-from dynamo_router._policies import NoOptions, RandomPolicy, SimplePolicy
+from dynamo_router._lab_replay import VirtualClock
+from dynamo_router._pipeline import REST_S, Pipeline, load_policy, policy_hash
+from dynamo_router._policies import LeastLoadedPolicy, NoOptions, RandomPolicy, SimplePolicy
 from dynamo_router._policy import Candidate, Policy, Query, least
 
 
@@ -206,3 +208,25 @@ def test_the_policy_hash_tells_options_apart():
     assert policy_hash(KvPolicy({})) == policy_hash(KvPolicy({"temperature": 0}))
     assert policy_hash(KvPolicy({})) != policy_hash(KvPolicy({"temperature": 1}))
     assert NoOptions() == NoOptions()
+
+
+def test_a_slow_policy_rests_after_three_overruns_and_comes_back():
+    clock = VirtualClock()
+
+    class Slow(LeastLoadedPolicy):
+        name = "slow"
+        step_s = 0.5
+
+        def score(self, query, candidates):
+            clock.now_s += self.step_s
+            return super().score(query, candidates)
+
+    policy = Slow({})
+    pipeline = Pipeline(policy, random.Random(0), clock=clock, budget_s=0.1)
+    candidates = [worker(1), worker(2)]
+    assert [pipeline.choose(query(), candidates).reason for _ in range(4)] == ["", "", "", "fallback: time budget"]
+    assert pipeline.overruns == 3
+    assert Pipeline(LeastLoadedPolicy({}), random.Random(0), budget_s=0.1).budget_s == math.inf
+    clock.now_s += REST_S
+    policy.step_s = 0.05
+    assert [pipeline.choose(query(), candidates).policy.name for _ in range(4)] == ["slow"] * 4

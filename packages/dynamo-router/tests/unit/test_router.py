@@ -290,3 +290,37 @@ async def test_a_prefix_that_is_being_computed_counts_as_cached():
     router = new(A, policy="ttft", settings=RouterSettings(assume_kv_reuse=False))
     await router.select(ask())
     assert (await router.select(ask())).cached_tokens == 0
+
+
+@pytest.mark.parametrize("policy", ["kv", "ttft"])
+async def test_each_hop_of_a_split_request_books_its_own_part(policy):
+    router = new(A, B, policy=policy)
+    cache(router, B)
+    first = await router.select(ask(phase=RoutingPhase.PREFILL, request_id="p"))
+    assert first.worker == B
+    projected = {load.worker: load.projected for load in router.loads()}[B]
+    assert (projected.prefill_tokens, projected.decode_blocks, projected.active_requests) == (0, 0, 1)
+    other = await router.select(ask(token_ids=pack_tokens(range(100, 140)), phase=RoutingPhase.PREFILL))
+    assert sum(load.projected.prefill_tokens for load in router.loads()) == 40
+    router.complete(other.reservation, RequestOutcome(other.decision_id))
+    router.complete(first.reservation, RequestOutcome(first.decision_id))
+    decoding = await router.select(ask(phase=RoutingPhase.DECODE))
+    projected = {load.worker: load.projected for load in router.loads()}[decoding.worker]
+    assert (projected.prefill_tokens, projected.decode_blocks, projected.active_requests) == (0, 10, 1)
+    for score in decoding.candidates:
+        assert sum(score.weighted.values()) == pytest.approx(score.cost)
+
+
+async def test_decode_goes_by_held_blocks_and_not_by_the_prefix():
+    router = new(A, B)
+    cache(router, B)
+    held = await router.select(ask(token_ids=pack_tokens(range(100, 120)), hints=RoutingHints(instance_id=2)))
+    router.first_token(held.reservation)
+    assert (await router.select(ask(phase=RoutingPhase.DECODE))).worker == A
+    assert (await router.select(ask(reserve=False))).worker == B
+
+
+async def test_a_burst_that_shares_a_cold_prefix_follows_one_leader():
+    router = new(*(WorkerId(number) for number in range(1, 9)), policy="ttft")
+    workers = {(await router.select(ask(request_id=str(number)))).worker for number in range(6)}
+    assert len(workers) == 1
