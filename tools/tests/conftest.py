@@ -62,6 +62,19 @@ requires = ["hatchling>=1.26"]
 build-backend = "hatchling.build"
 """
 
+TOWNCRIER = """
+[tool.towncrier]
+name = ""
+package = ""
+directory = "changes"
+filename = "CHANGELOG.md"
+title_format = "## {version} ({project_date})"
+issue_format = "#{issue}"
+start_string = "<!-- towncrier release notes start -->\\n"
+underlines = ["", "", ""]
+"""
+KINDS = ("breaking", "deprecated", "added", "changed", "fixed")
+
 
 class Tree:
     """A workspace in a temporary folder."""
@@ -156,4 +169,31 @@ def released(tree: Tree) -> Tree:
     tree.commit("Release everything")
     for package in tree.workspace().packages:
         tree.release(package.name)
+    return tree
+
+
+@pytest.fixture
+def clone(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """A workspace that is never released, which uv can lock and build without any package from outside."""
+    types = "".join(
+        f'[[tool.towncrier.type]]\ndirectory = "{k}"\nname = "{k.title()}"\nshowcontent = true\n' for k in KINDS
+    )
+    tree.write("towncrier.toml", TOWNCRIER + types)
+    tree.remove("uv.lock")
+    members = (
+        '\n[tool.uv.workspace]\nmembers = ["packages/*"]\n\n[tool.uv.sources]\ndynamo-core = { workspace = true }\n'
+    )
+    root = '[project]\nname = "root"\nversion = "0"\nrequires-python = ">=3.11"\n\n[tool.uv]\npackage = false\n'
+    tree.write("pyproject.toml", root + members)
+    for package in tree.workspace().packages:
+        path = f"packages/{package.name}"
+        tree.replace(f"{path}/pyproject.toml", '[dependency-groups]\ntest = ["pytest>=8"]\n', "")
+        license_files = 'license = "Apache-2.0"\nlicense-files = ["LICENSE"]\nrequires-python'
+        tree.replace(f"{path}/pyproject.toml", "requires-python", license_files)
+        tree.write(f"{path}/CHANGELOG.md", "# Changelog\n\n<!-- towncrier release notes start -->\n")
+    tree.git("init", "-q", "-b", "main")
+    for key, value in (("user.name", "Tester"), ("user.email", "tester@example.com")):
+        tree.git("config", key, value)
+    tree.commit("Start")
+    monkeypatch.chdir(tree.root)
     return tree

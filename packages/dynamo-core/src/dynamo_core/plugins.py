@@ -27,7 +27,7 @@ KINDS: dict[str, str] = {
     "event_buses": "an event bus by URL scheme: dynamo_core.planes.EventBusFactory",
     "scaling_targets": "something a planner scales: dynamo_core.planning.ScalingTargetFactory",
     "load_predictors": "a forecaster: dynamo_core.planning.LoadPredictor",
-    "parsers": "a tool-call or reasoning parser of dynamo-frontend",
+    "parsers": "tool-call and reasoning parsers of a model family: dynamo_core.parsing.ParserFamily",
 }
 """Entry-point kinds and what an entry of each must be."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
+from struct import Struct
 from typing import Literal, NewType
 
 import msgspec
@@ -29,6 +30,7 @@ SEED = 1337
 TOKEN_BYTES = 4
 HASH_BYTES = 8
 _U64 = (1 << 64) - 1
+_PAIR = Struct("<QQ")
 _SWAP = sys.byteorder == "big"
 # "I" is 4 bytes and "Q" is 8 on every platform CPython supports; the import fails loudly should that ever change.
 assert array("I").itemsize == TOKEN_BYTES
@@ -160,7 +162,9 @@ class BlockHasher(msgspec.Struct, frozen=True):
         digest = xxhash.xxh3_64_intdigest
         stop = len(packed) - len(packed) % step
         if not any(mm_hashes):
-            return [digest(packed[i : i + step], seed) for i in range(start_block * step, stop, step)]
+            # Slices of a view copy nothing.
+            view = memoryview(packed)
+            return [digest(view[i : i + step], seed) for i in range(start_block * step, stop, step)]
         extras = {i: pack_hashes(sorted(items)) for i, items in enumerate(mm_hashes) if items}
         return [
             digest(bytes(packed[i : i + step]) + extras.get(i // step, b""), seed)
@@ -170,10 +174,17 @@ class BlockHasher(msgspec.Struct, frozen=True):
 
 def chain_hashes(local: Iterable[int], parent: int | None = None) -> list[int]:
     """Turn local hashes into sequence hashes, continuing after ``parent`` if one is given."""
-    digest = xxhash.xxh3_64_intdigest
+    digest, pair = xxhash.xxh3_64_intdigest, _PAIR.pack
     found: list[int] = []
-    for value in local:
-        parent = value if parent is None else digest(parent.to_bytes(8, "little") + value.to_bytes(8, "little"), SEED)
+    values = iter(local)
+    if parent is None:
+        for parent in values:
+            found.append(parent)
+            break
+        else:
+            return found
+    for value in values:
+        parent = digest(pair(parent, value), SEED)
         found.append(parent)
     return found
 

@@ -23,6 +23,7 @@ from dynamo_frontend._generation import GenerationServices
 from dynamo_frontend._metrics import FrontendMetrics
 from dynamo_frontend._model import ModelText, load_model_text
 from dynamo_frontend._openapi import openapi
+from dynamo_frontend._parsers.chain import check_parsers
 from dynamo_frontend._responses.api import ResponsesApi
 from dynamo_frontend._routes import Route, Routes
 from dynamo_frontend._server import HttpServer
@@ -86,9 +87,10 @@ class Frontend:
         """Load the router plug-in, listen, and begin to watch for models.
 
         Raises:
-            ConfigurationError: if the router is not installed or the port cannot be had.
+            ConfigurationError: if the router or a parser is not installed, or the port cannot be had.
         """
         context = self._context
+        check_parsers(tools=self._settings.tool_call_parser, reasoning=self._settings.reasoning_parser)
         self._router_factory = cast("RouterFactory", plugins.load("routers", self._settings.router))
         await self.server.start(self._settings.http_host, self._settings.http_port, backlog=self._settings.http_backlog)
         self._publisher = await context.event_bus.publisher(Topic(TRAFFIC, context.namespace))

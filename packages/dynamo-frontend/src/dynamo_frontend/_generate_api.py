@@ -224,7 +224,7 @@ def _choice_text(plan: GeneratePlan) -> ChoiceText:
 def _parser(plan: GeneratePlan) -> OutputParser | None:
     if plan.forced_parser is not None:
         return plan.forced_parser()
-    return plan.model.text.parser(plan.tools) if plan.chat else None
+    return plan.model.text.parser(plan.tools, reasoning_open=plan.reasoning_open) if plan.chat else None
 
 
 def _logprob_format(plan: GeneratePlan) -> LogprobFormat | None:

@@ -11,17 +11,24 @@ from urllib.parse import unquote, urlsplit
 from dynamo_core.cards import ModelCard
 from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError
+from dynamo_core.parsing import ParserContext, ParserFactory
 from dynamo_core.requests import SamplingOptions
 from dynamo_frontend._detokenize import DetokenizerFactory
 from dynamo_frontend._openai.options import OptionMemo
-from dynamo_frontend._parsers.chain import ParserChain, load_parser
-from dynamo_frontend._parsers.contract import OutputParser, ParserFactory, Tools
+from dynamo_frontend._parsers.chain import (
+    NO_PARSER,
+    ParserChain,
+    load_family,
+    load_reasoning_parser,
+    load_tool_parser,
+    prompt_leaves_reasoning_open,
+)
+from dynamo_frontend._parsers.contract import OutputParser, Tools
 from dynamo_frontend._parsers.detect import detect_reasoning_parser, detect_tool_parser
 from dynamo_frontend._settings import FrontendSettings
 from dynamo_frontend._template import ChatTemplate
 from dynamo_frontend._tokenize import TextTokenizer, TokenCache, load_tokenizer
 
-NO_PARSER = "none"
 _DEFAULT_NAMES = {
     "tokenizer": "tokenizer.json",
     "tokenizer_config": "tokenizer_config.json",
@@ -49,6 +56,8 @@ class ModelText:
         self.options = OptionMemo(sampling)
         self.tool_parser = ""
         self.reasoning_parser = ""
+        added = tokenizer.spec.get("added_tokens", ())
+        self._special_texts = frozenset(str(token["content"]) for token in added if token.get("special"))
         self._tools: ParserFactory | None = None
         self._reasoning: ParserFactory | None = None
 
@@ -58,16 +67,31 @@ class ModelText:
         Raises:
             ConfigurationError: if one is not installed.
         """
-        self._tools = load_parser(tools) if tools else None
-        self._reasoning = load_parser(reasoning) if reasoning else None
+        self._tools = load_tool_parser(tools) if tools else None
+        self._reasoning = load_reasoning_parser(reasoning) if reasoning else None
         self.tool_parser = tools
         self.reasoning_parser = reasoning
 
-    def parser(self, tools: Tools) -> OutputParser | None:
-        """Return the parsers of one choice, or None if its text needs none."""
-        tool_parser = self._tools(tools) if tools and self._tools is not None else None
-        reasoning = self._reasoning(()) if self._reasoning is not None else None
-        return ParserChain(reasoning, tool_parser) if tool_parser or reasoning else None
+    def reasoning_open(self, prompt: str) -> bool | None:
+        """Return whether a prompt leaves the reasoning open; None if it does not say."""
+        return prompt_leaves_reasoning_open(load_family(self.reasoning_parser), prompt) if self._reasoning else None
+
+    def parser(self, tools: Tools, *, reasoning_open: bool | None = None) -> OutputParser | None:
+        """Return the parsers of one choice, or None if its text needs none.
+
+        Args:
+            tools: Tools whose calls to find.
+            reasoning_open: What the prompt says of the reasoning.
+        """
+        functions = [tool["function"] for tool in tools]
+        context = ParserContext({item["name"]: item.get("parameters") or {} for item in functions}, reasoning_open)
+        tool_parser = self._tools(context) if tools and self._tools is not None else None
+        reasoning = self._reasoning(context) if self._reasoning is not None else None
+        if tool_parser is None and reasoning is None:
+            return None
+        names = ([self.tool_parser] if tool_parser else []) + ([self.reasoning_parser] if reasoning else [])
+        special = any(not load_family(name).markers.isdisjoint(self._special_texts) for name in names)
+        return ParserChain(reasoning, tool_parser, needs_special_tokens=special)
 
 
 async def load_model_text(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> ModelText:

@@ -36,6 +36,7 @@ class GeneratePlan:
         guided: Constraint on the output.
         chat: Whether output is parsed for reasoning.
         tools: Tools whose calls the output is parsed for.
+        reasoning_open: Whether the prompt leaves the reasoning open; None if it does not say.
         forced_parser: Makes the parser of an output that is constrained to calls.
         single_call: Whether a choice ends after its first tool call.
         echoes: For each choice the prompt text it begins with; empty without ``echo``.
@@ -49,6 +50,7 @@ class GeneratePlan:
     guided: GuidedDecoding | None = None
     chat: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
+    reasoning_open: bool | None = None
     forced_parser: Callable[[], OutputParser] | None = None
     single_call: bool = False
     echoes: Sequence[str] = ()
@@ -134,6 +136,7 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         guided=guided or plan.guided,
         chat=True,
         tools=plan.tools,
+        reasoning_open=model.text.reasoning_open(text),
         forced_parser=plan.parser,
         single_call=fields.parallel_tool_calls is False,
     )

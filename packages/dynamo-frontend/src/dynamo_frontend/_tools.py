@@ -13,9 +13,8 @@ from dynamo_core.requests import GuidedDecoding
 from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._openai.fields import ChatRequest, ToolSpec
 from dynamo_frontend._openai.options import require_guided
-from dynamo_frontend._parsers.bodies import read_arguments, read_json
 from dynamo_frontend._parsers.contract import OutputParser
-from dynamo_frontend._parsers.tagged import WholeTextToolParser
+from dynamo_frontend._parsers.forced import forced_call, forced_calls
 
 MAX_TOOLS = 128
 
@@ -77,7 +76,7 @@ def _forced(choice: str | dict[str, Any], tools: list[dict[str, Any]], capabilit
     by_name = {str(tool["function"]["name"]): tool for tool in tools}
     if choice == "required":
         schema = {"type": "array", "minItems": 1, "items": {"anyOf": [_call_schema(tool) for tool in tools]}}
-        return ToolPlan(tools, GuidedDecoding(json=schema), lambda: WholeTextToolParser(("[",), read_json, tools))
+        return ToolPlan(tools, GuidedDecoding(json=schema), forced_calls)
     name = str((choice.get("function") or {}).get("name")) if isinstance(choice, dict) else ""
     if name not in by_name:
         raise InvalidRequestError(
@@ -86,7 +85,7 @@ def _forced(choice: str | dict[str, Any], tools: list[dict[str, Any]], capabilit
             param="tool_choice",
         )
     guided = GuidedDecoding(json=_parameters(by_name[name]))
-    return ToolPlan(tools, guided, lambda: WholeTextToolParser(("{",), read_arguments(name), tools))
+    return ToolPlan(tools, guided, lambda: forced_call(name))
 
 
 def _call_schema(tool: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,15 @@ from pathlib import Path
 
 from dynamo_core import plugins
 from dynamo_core.errors import ConfigurationError, DynamoError
+from dynamo_kvbm._lab.cascade import SimulatedTier, simulate_cascade
 from dynamo_kvbm._lab.report import html_report, text_table
-from dynamo_kvbm._lab.simulator import ORACLE, Outcome, Progress, simulate
-from dynamo_kvbm._lab.trace import read_trace
+from dynamo_kvbm._lab.simulator import HINTED, ORACLE, Outcome, Progress, simulate
+from dynamo_kvbm._lab.trace import TraceRequest, read_trace
 from dynamo_kvbm._tiers.inspection import inspect_folder
 
 DEFAULT_SIZES = "1000,3000,10000,30000"
 DEFAULT_POLICIES = "lru,arc,s3fifo,hinted,oracle"
+TIER_POLICIES = "lru,arc,s3fifo"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,8 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     lab.add_argument("--blocks", default=DEFAULT_SIZES, help=f"cache sizes in blocks (default: {DEFAULT_SIZES})")
     lab.add_argument(
         "--policy",
-        default=DEFAULT_POLICIES,
-        help=f"eviction orders, comma-separated; 'oracle' knows the future (default: {DEFAULT_POLICIES})",
+        help=f"eviction orders, comma-separated; 'oracle' knows the future (default: {DEFAULT_POLICIES}; with --tiers "
+        f"{TIER_POLICIES})",
+    )
+    lab.add_argument(
+        "--tiers", help="in place of --blocks: a cascade, nearest first, such as host=3000,disk=30000@1.5 (ms a block)"
     )
     lab.add_argument("--requests", help="replay only the first N requests")
     lab.add_argument("--prefill-tokens-per-s", help="also show the mean time to compute what was not found")
@@ -67,13 +72,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _simulate(options: argparse.Namespace) -> None:
     sizes = [_positive("--blocks", part) for part in options.blocks.split(",")]
-    policies = [part.strip() for part in options.policy.split(",")]
+    default = DEFAULT_POLICIES if options.tiers is None else TIER_POLICIES
+    policies = [part.strip() for part in (options.policy or default).split(",")]
     for policy in policies:
         if policy != ORACLE:
             plugins.load("kv_eviction", policy)
     limit = None if options.requests is None else _positive("--requests", options.requests)
     rate = _rate(options.prefill_tokens_per_s)
     trace = read_trace(options.trace, limit=limit)
+    if options.tiers is not None:
+        _simulate_tiers(options, trace, policies, rate)
+        return
     outcomes = [
         simulate(trace, policy, size, progress=_progress(options.progress, f"{policy} {size:,}"))
         for policy in policies
@@ -82,6 +91,19 @@ def _simulate(options: argparse.Namespace) -> None:
     sys.stdout.write((_as_json(outcomes, rate) if options.json else text_table(outcomes, rate)) + "\n")
     if options.html is not None:
         _write(options.html, html_report(outcomes, options.trace.name, rate))
+
+
+def _simulate_tiers(
+    options: argparse.Namespace, trace: Sequence[TraceRequest], policies: Sequence[str], rate: float | None
+) -> None:
+    tiers = [SimulatedTier.parse(part) for part in options.tiers.split(",")]
+    if options.html is not None or options.json:
+        raise ConfigurationError("--tiers prints a table; leave out --html and --json")
+    if {HINTED, ORACLE} & set(policies):
+        raise ConfigurationError(f"--policy {HINTED} and {ORACLE} follow one cache; leave them out with --tiers")
+    for policy in policies:
+        table = simulate_cascade(trace, policy, tiers).table(rate)
+        sys.stdout.write(f"{policy}\n{table}\n\n")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dynamo_core.clock import Clock
 from dynamo_core.enums import Tier
-from dynamo_core.errors import ConfigurationError
+from dynamo_core.errors import CancelledRequestError, ConfigurationError
 from dynamo_core.kv import BlockDescriptor, BlockStore, MatchResult, TierChange
 from dynamo_core.telemetry import Metrics
 from dynamo_kvbm._admission import CostTest
@@ -22,6 +22,9 @@ from dynamo_kvbm._level import Level
 from dynamo_kvbm._metrics import KvbmMetrics
 from dynamo_kvbm._settings import OffloadPolicy
 from dynamo_kvbm._tiers.base import SupportsHeld, SupportsLend, SupportsSpill, SupportsTouch
+from dynamo_kvbm._transfer.engine import Transfer, TransferEngine
+
+PREFETCH_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class TierConfig:
 class BlockManager:
     """Tiers, nearest first.
 
-    All methods belong to one thread, for example an engine's step thread; ``on_change`` is called from any.
+    All methods belong to one thread, for example an engine's step thread; ``on_change`` is called from any thread.
 
     Args:
         nearest: Where blocks enter.
@@ -79,6 +82,7 @@ class BlockManager:
             Level(config.store, config.policy, block_bytes, config.queue_blocks, self._announcer, self._metrics)
             for config in lower
         ]
+        self._transfers: TransferEngine | None = None
         self._closed = False
         self._connect()
         for store in self.stores:
@@ -136,6 +140,23 @@ class BlockManager:
         with lent as held:
             yield from self._lend(sequence_hashes, held)
 
+    def prefetch(self, sequence_hashes: Sequence[int], *, priority: int = 0) -> Transfer[int]:
+        """Start to copy the part of the longest prefix that lies in lower tiers to the nearest one, ahead of its use.
+
+        Returns:
+            The transfer; its result is the number of blocks copied.
+
+        Raises:
+            CapacityExhaustedError: if too many blocks wait to be fetched already.
+        """
+        if self._transfers is None:
+            self._transfers = TransferEngine(workers=1)
+        located = itertools.takewhile(bool, self._locate(sequence_hashes))
+        below = [item for item, tier in zip(sequence_hashes, located, strict=False) if tier is not self._nearest.tier]
+        return self._transfers.submit(
+            lambda cancelled: self._copy_up(below, cancelled), blocks=len(below), priority=priority
+        )
+
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all that sinks has been written; return whether that came in time for each tier."""
         return all(level.queue.flush(timeout_s) for level in self._levels)
@@ -152,6 +173,8 @@ class BlockManager:
         """Write what is staged and close all tiers. Idempotent."""
         if not self._closed:
             self._closed = True
+            if self._transfers is not None:
+                self._transfers.close()
             for level in self._levels:
                 level.close()
             self._nearest.close()
@@ -214,6 +237,16 @@ class BlockManager:
             if wanted:
                 fetched |= self._read(level, wanted)
         return fetched
+
+    def _copy_up(self, hashes: Sequence[int], cancelled: Callable[[], bool]) -> int:
+        copied = 0
+        for start in range(0, len(hashes), PREFETCH_BATCH):
+            if cancelled():
+                raise CancelledRequestError(f"prefetch ended after {copied} of {len(hashes)} blocks")
+            fetched = self._fetch(hashes[start : start + PREFETCH_BATCH], {})
+            self._promote(fetched)
+            copied += len(fetched)
+        return copied
 
     def _read(self, level: Level, wanted: Sequence[int]) -> dict[int, bytes | memoryview]:
         started = self._clock.monotonic()

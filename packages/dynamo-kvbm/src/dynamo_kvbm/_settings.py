@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.settings import DynamoSettings
+from dynamo_kvbm._codecs import CodecName
 
 
 class OffloadPolicy(enum.Enum):
@@ -63,6 +64,20 @@ class KvbmSettings(DynamoSettings):
         "but only if it was used twice (second-touch).",
     )
 
+    disk_codec: CodecName = Field(
+        CodecName.NONE, description="How blocks lie on disk: none, or with loss int8 or fp8; slots are of equal size."
+    )
+    object_url: str = Field("", description="Object store tier, for example s3://bucket/prefix; empty for none.")
+    object_endpoint: str = Field("", description="Address of an S3-compatible server; the provider's own if empty.")
+    object_blocks: int = Field(0, ge=0, description="Blocks of the object tier; wins over object_bytes.")
+    object_bytes: int = Field(64 * 1024**3, ge=0, description="Size of the object tier, used if object_blocks is 0.")
+    object_offload: OffloadPolicy = Field(
+        OffloadPolicy.EVICT, description="When a block goes to the object store: register, evict or second-touch."
+    )
+    object_codec: CodecName = Field(
+        CodecName.NONE, description="How blocks lie in the object store: none, lz4, zstd, or with loss int8 or fp8."
+    )
+
     @model_validator(mode="after")
     def _has_room(self) -> KvbmSettings:
         if not self.host_blocks and not self.host_bytes:
@@ -73,7 +88,27 @@ class KvbmSettings(DynamoSettings):
             raise ValueError("disk_dir needs model: a disk outlives the process, and KV of other weights is wrong")
         if self.disk_blocks and not self.disk_dir:
             raise ValueError("disk_blocks needs disk_dir, the folder of the disk tier")
+        if self.disk_codec in {CodecName.LZ4, CodecName.ZSTD}:
+            raise ValueError("disk_codec must be none, int8 or fp8: slots are of equal size, compressed blocks are not")
         return self
+
+    @model_validator(mode="after")
+    def _object_store_is_whole(self) -> KvbmSettings:
+        if self.object_url and not self.model:
+            raise ValueError("object_url needs model: objects outlive the process, and KV of other weights is wrong")
+        if self.object_url and not self.object_blocks and not self.object_bytes:
+            raise ValueError("object_blocks and object_bytes are both 0; give one of them, or leave object_url out")
+        if not self.object_url and (self.object_blocks or self.object_endpoint):
+            raise ValueError("object_blocks and object_endpoint need object_url, the address of the object tier")
+        return self
+
+    def object_capacity_blocks(self, block_bytes: int) -> int:
+        """Blocks of the object tier for blocks of this size.
+
+        Raises:
+            ConfigurationError: if object_bytes is less than one block.
+        """
+        return self.object_blocks or _whole_blocks("object_bytes", self.object_bytes, block_bytes)
 
     def disk_capacity_blocks(self, block_bytes: int) -> int:
         """Blocks of the disk tier for blocks of this size.

@@ -16,6 +16,7 @@ import structlog
 
 from dynamo_core.errors import ConfigurationError, DynamoError
 from dynamo_core.kv import BlockDescriptor, BlockStore
+from dynamo_kvbm._tiers.slot_file import aligned_bytes
 
 BATCH_BLOCKS = 16
 
@@ -47,7 +48,8 @@ class WriteBehind:
         if capacity_blocks < 1:
             raise ConfigurationError(f"a write queue of {capacity_blocks} blocks takes nothing; give at least 1")
         self._store = store
-        self._arena = np.empty((capacity_blocks, block_bytes), dtype=np.uint8)
+        # At a page's start, so that a disk can take blocks from here without a copy.
+        self._arena = aligned_bytes(capacity_blocks * block_bytes).reshape(capacity_blocks, block_bytes)
         self._free = list(range(capacity_blocks - 1, -1, -1))
         self._waiting: OrderedDict[int, _Staged] = OrderedDict()
         self._writing: dict[int, _Staged] = {}

@@ -10,6 +10,9 @@ from dynamo_core.kv import BlockStore, KvConnector
 from dynamo_core.telemetry import Metrics
 from dynamo_core.testing import BlockStoreConformance, KvConnectorConformance
 from dynamo_kvbm import DiskTier, HostTier, KvbmConnector, create_connector
+from dynamo_kvbm._codecs import CodecName, make_codec
+from dynamo_kvbm._tiers.encoded import EncodedStore
+from dynamo_kvbm._tiers.object_store import ObjectTier
 
 
 class TestHostTier(BlockStoreConformance):
@@ -57,3 +60,14 @@ class TestConnectorWithDisk(KvConnectorConformance):
 
     def settle(self, connector: KvConnector) -> None:
         settled(connector)
+
+
+class TestObjectTier(BlockStoreConformance):
+    def make_store(self, capacity_blocks: int) -> BlockStore:
+        return ObjectTier("memory:///", capacity_blocks, fingerprint="m")
+
+
+class TestCompressedObjectTier(BlockStoreConformance):
+    def make_store(self, capacity_blocks: int) -> BlockStore:
+        tier = ObjectTier("memory:///", capacity_blocks, fingerprint="m")
+        return EncodedStore(tier, make_codec(CodecName.LZ4, self.layout), self.layout.block_bytes)

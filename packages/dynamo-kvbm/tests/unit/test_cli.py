@@ -49,6 +49,14 @@ def test_simulate_prints_json(trace: Path, capsys: pytest.CaptureFixture[str]) -
     assert (row["policy"], row["hit_blocks"], row["requests"], row["hit_percent"]) == ("lru", 2, 2, 40.0)
 
 
+def test_simulate_a_cascade(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tiers", "host=2,disk=10@5", "--policy", "lru", "--prefill-tokens-per-s", "1024"]
+    assert main(["simulate", str(trace), *arguments]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # The third request finds block 0 in the host; block 3 is new.
+    assert rows[2:5] == [["host", "2", "42.86"], ["disk", "10", "0.00"], ["all", "42.86"]]
+
+
 def test_progress_goes_to_the_error_stream(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", str(trace), "--blocks", "10", "--policy", "lru", "--progress"]) == 0
     assert "lru 10:   0 %" in capsys.readouterr().err
@@ -60,6 +68,10 @@ def test_progress_goes_to_the_error_stream(trace: Path, capsys: pytest.CaptureFi
         (["--blocks", "0"], "--blocks has the value '0'"),
         (["--blocks", "many"], "--blocks has the value 'many'"),
         (["--policy", "clairvoyant"], "clairvoyant"),
+        (["--tiers", "host"], "tier 'host' is not name=blocks"),
+        (["--tiers", "host=1", "--policy", "oracle"], "follow one cache"),
+        (["--tiers", "host=0"], "at least 1 block"),
+        (["--tiers", "host=1", "--json"], "leave out --html and --json"),
         (["--requests", "-1"], "--requests has the value '-1'"),
         (["--prefill-tokens-per-s", "nan"], "--prefill-tokens-per-s"),
         (["--colour"], "--colour"),

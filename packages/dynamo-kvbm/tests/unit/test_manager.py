@@ -239,6 +239,20 @@ def test_a_tier_that_costs_more_than_computing_is_not_offered(tmp_path: Path) ->
     assert stage.manager.match([2]).blocks == 1
 
 
+def test_what_is_fetched_ahead_is_near_when_it_is_asked_for(tmp_path: Path) -> None:
+    stage = disk_stage(tmp_path, host=4, disk=16)
+    stage.offload(1, 2, 3)
+    stage.offload(7, 8, 9, 10)
+    stage.settle()
+    assert stage.manager.match([1, 2, 3]).tiers == (Tier.DISK,) * 3
+    assert stage.manager.prefetch([1, 2, 3, 99]).result(DEADLINE_S) == 3
+    assert stage.manager.match([1, 2, 3]).tiers == (Tier.HOST,) * 3
+    assert stage.lend(1, 2, 3) == [content(1), content(2), content(3)]
+    stage.settle()
+    assert stage.present[Tier.HOST] == {block.sequence_hash for block in stage.host.held()}
+    stage.manager.close()
+
+
 def test_two_tiers_of_one_kind_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="two tiers are disk"):
         Stage(1, TierConfig(GatedStore(1)), TierConfig(GatedStore(1)))

@@ -79,7 +79,7 @@ class PlannerSettings(DynamoSettings):
 
     interval_s: float = Field(10.0, gt=0, allow_inf_nan=False, description="Seconds between decisions.")
     throughput_interval_s: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="Seconds of traffic that make one point of the forecast."
+        60.0, gt=0, allow_inf_nan=False, description="Seconds of traffic that make one point of the forecast."
     )
     stale_after_s: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="Input older than this is missing; the planner then holds."

@@ -47,7 +47,7 @@ class ActiveBlocks:
         """Take one request's chain out again; returns how many of its blocks nobody there uses any more."""
         extra = self._extra.get(slot)
         if not extra:
-            return sum(self._clear(key, 1 << slot) for key in hashes)
+            return self._clear_all(list(hashes), 1 << slot)
         freed = 0
         for key in hashes:
             count = extra.get(key)
@@ -58,6 +58,14 @@ class ActiveBlocks:
             else:
                 extra[key] = count - 1
         return freed
+
+    def _clear_all(self, keys: list[int], bit: int) -> int:
+        holders = self._holders
+        if list(map(holders.get, keys)).count(bit) == len(keys) == len(set(keys)):
+            for key in keys:
+                del holders[key]
+            return len(keys)
+        return sum(self._clear(key, bit) for key in keys)
 
     def _clear(self, key: int, bit: int) -> int:
         held = self._holders.get(key, 0)

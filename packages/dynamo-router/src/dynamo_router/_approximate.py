@@ -33,15 +33,17 @@ class ApproximateIndex:
 
     def insert(self, slot: int, hashes: Sequence[int], now_s: float, *, capacity_blocks: int = 0) -> None:
         """Enter a routed prompt; beyond the capacity the least recently used blocks go."""
-        bit = 1 << slot
         used = self._used.setdefault(slot, OrderedDict())
-        holders = self._holders
-        for position in range(len(hashes) - 1, -1, -1):
-            key = hashes[position]
-            if key in used:
-                used.move_to_end(key)
-            else:
-                holders[key] = holders.get(key, 0) | bit
+        depth = next((depth for depth, _ in closed_depths(self._holders, hashes, 1 << slot)), 0)
+        keys = list(hashes)
+        keys.reverse()
+        fresh = len(keys) - depth
+        self._mark(1 << slot, keys[:fresh])
+        for key in keys[:fresh]:
+            used[key] = now_s
+        renew = used.move_to_end
+        for key in keys[fresh:]:
+            renew(key)
             used[key] = now_s
         self._shrink(slot, used, now_s - self.ttl_s, capacity_blocks or DEFAULT_CAPACITY_BLOCKS)
 
@@ -57,6 +59,14 @@ class ApproximateIndex:
         used = self._used.pop(slot, None)
         if used is not None:
             self._shrink(slot, used, float("inf"), 0)
+
+    def _mark(self, bit: int, keys: list[int]) -> None:
+        holders = self._holders
+        if holders.keys().isdisjoint(keys):
+            holders.update(dict.fromkeys(keys, bit))
+        else:
+            for key in keys:
+                holders[key] = holders.get(key, 0) | bit
 
     def _shrink(self, slot: int, used: OrderedDict[int, float], oldest_s: float, capacity: int) -> None:
         while used:

@@ -28,6 +28,7 @@ INDEX_MODES = "dynamo_router_index_mode_workers"
 TRUTH = "dynamo_router_index_truth_least_ratio"
 APPROXIMATE_BLOCKS = "dynamo_router_approximate_index_blocks"
 RECEIPTS = "dynamo_router_receipts"
+LISTENERS = "dynamo_router_engine_listeners"
 
 _DECISION_BUCKETS_S = (0.00002, 0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1)
 

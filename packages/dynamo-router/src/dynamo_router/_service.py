@@ -16,10 +16,12 @@ from prometheus_client import generate_latest
 from pydantic import Field
 
 from dynamo_core.clock import Clock, SystemClock
-from dynamo_core.errors import ConfigurationError, DynamoError, InternalError, NotFoundError
+from dynamo_core.errors import ConfigurationError, DynamoError, InternalError, InvalidRequestError, NotFoundError
 from dynamo_core.ids import ReservationId
 from dynamo_core.settings import DynamoSettings, resolve_settings
 from dynamo_core.telemetry import Metrics
+from dynamo_router._listeners import EngineListeners
+from dynamo_router._metrics import LISTENERS
 from dynamo_router._router import KvRouter
 from dynamo_router._service_bodies import (
     EventsBody,
@@ -59,15 +61,18 @@ class SelectionService:
 
     def __init__(self, settings: RouterSettings, *, clock: Clock | None = None, max_routers: int = 64) -> None:
         self.metrics = Metrics()
+        self._listener_gauge = self.metrics.gauge(LISTENERS, "Engines whose KV events are followed", ["state"])
         self._settings = settings
         self._clock = clock or SystemClock()
         self._max_routers = max_routers
         self._routers: dict[tuple[str, str], KvRouter] = {}
         self._workers: dict[int, WorkerBody] = {}
+        self._listeners = EngineListeners()
 
     def application(self, *, max_body_bytes: int = 64 * 1024 * 1024) -> web.Application:
         """Return the application to serve."""
         app = web.Application(client_max_size=max_body_bytes, middlewares=[_errors])
+        app.on_cleanup.append(self._cleanup)
         app.add_routes(
             [
                 web.get("/workers", self._list_workers),
@@ -90,6 +95,9 @@ class SelectionService:
         )
         return app
 
+    async def _cleanup(self, app: web.Application) -> None:
+        await self._listeners.close_all()
+
     async def upkeep(self) -> None:
         """Drop stale bookings and refresh gauges until cancelled."""
         while True:
@@ -101,27 +109,37 @@ class SelectionService:
     # -- workers -----------------------------------------------------------------------------------------------------
 
     async def _list_workers(self, request: web.Request) -> web.Response:
-        return _json([msgspec.to_builtins(self._workers[key]) for key in sorted(self._workers)])
+        return _json([self._shown(self._workers[key]) for key in sorted(self._workers)])
+
+    def _shown(self, body: WorkerBody) -> dict[str, Any]:
+        listeners = {str(rank): state.value for rank, state in self._listeners.states(body.worker_id).items()}
+        return msgspec.to_builtins(body, str_keys=True) | {"listeners": listeners}
 
     async def _put_worker(self, request: web.Request) -> web.Response:
         body = read_body(WorkerBody, await request.read())
         if body.worker_id in self._workers:
-            self._remove(body.worker_id)
+            await self._remove(body.worker_id)
         router = self._router_for(body)
         for worker in body.workers():
             router.upsert_worker(worker, body.card())
         self._workers[body.worker_id] = body
-        return _json(msgspec.to_builtins(body), status=201)
+        try:
+            await self._listeners.open(body, router.apply_events)
+        except InvalidRequestError:
+            await self._remove(body.worker_id)
+            raise
+        return _json(self._shown(body), status=201)
 
     async def _delete_worker(self, request: web.Request) -> web.Response:
         text = request.match_info["worker_id"]
         if not text.isdecimal() or int(text) not in self._workers:
             raise NotFoundError(f"no worker {text!r} is registered; GET /workers lists them", param="worker_id")
-        self._remove(int(text))
+        await self._remove(int(text))
         return _json({"deleted": int(text)})
 
-    def _remove(self, worker_id: int) -> None:
+    async def _remove(self, worker_id: int) -> None:
         body = self._workers.pop(worker_id)
+        await self._listeners.close(worker_id)
         router = self._routers[body.model_name, body.routing_group]
         for worker in body.workers():
             router.remove_worker(worker)
@@ -249,6 +267,8 @@ class SelectionService:
     async def _metrics(self, request: web.Request) -> web.Response:
         for router in self._routers.values():
             router.refresh_metrics()
+        for state, count in self._listeners.counts().items():
+            self._listener_gauge.labels(state=state.value).set(count)
         return web.Response(body=generate_latest(self.metrics.registry), content_type="text/plain")
 
 

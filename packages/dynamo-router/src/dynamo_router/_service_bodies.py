@@ -24,7 +24,12 @@ class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerBody(Body, frozen=True):
-    """A worker to route to, all its dp ranks together."""
+    """A worker to route to, all its dp ranks together.
+
+    Attributes:
+        kv_events_endpoints: By dp rank, where its engine publishes KV events over ZMQ; empty if events are posted.
+        replay_endpoint: The engine's replay socket of dp rank 0; others add their rank to the port.
+    """
 
     worker_id: int
     block_size: int
@@ -36,6 +41,8 @@ class WorkerBody(Body, frozen=True):
     total_kv_blocks: int | None = None
     max_num_batched_tokens: int | None = None
     taints: tuple[str, ...] = ()
+    kv_events_endpoints: dict[int, str] = {}
+    replay_endpoint: str = ""
 
     def card(self) -> ModelCard:
         """Return the card that says the same."""

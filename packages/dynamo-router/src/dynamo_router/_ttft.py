@@ -62,21 +62,26 @@ class TtftPolicy:
         """Return the predicted seconds, with the weighted extras."""
         knobs = self.options
         fleet = self._fleet_pace(candidates)
-        tokens, size, now = query.prompt_tokens, query.block_size, query.now_s
+        size, now = query.block_size, query.now_s
         decode, overlap = knobs.decode_weight * size, knobs.overlap_weight
-        most = max(worker.cached_tokens for worker in candidates) if overlap else 0
+        # What all workers share is added once; a cached token saves its own work and its part of the spread.
+        most = max([worker.cached_tokens for worker in candidates]) if overlap else 0
+        shared, saved = query.prompt_tokens + overlap * most, 1.0 + overlap
+        learns, prior_s = knobs.learn_pace, PRIOR_TOKENS / fleet
         loading: dict[tuple[int, ...], float] = {NO_BLOCKS: 0.0}
         costs: list[float] = []
         for worker in candidates:
             held = worker.tier_blocks
-            extra = loading.get(held)
-            if extra is None:
-                extra = loading[held] = self._loading_tokens(held, size)
-            pace = self._pace(worker, fleet)
-            work = tokens - worker.cached_tokens + extra + decode * worker.decode_blocks
-            if overlap:
-                work += overlap * (most - worker.cached_tokens)
-            costs.append((_remaining(worker, pace, now) + work) / pace)
+            if held not in loading:
+                loading[held] = self._loading_tokens(held, size)
+            work = shared + loading[held] + decode * worker.decode_blocks - saved * worker.cached_tokens
+            queue = worker.prefill
+            pace = fleet
+            if learns and queue.done_s:
+                pace = (queue.done_tokens + PRIOR_TOKENS) / (queue.done_s + prior_s)
+            if worker.prefill_tokens:
+                work += _remaining(worker, pace, now)
+            costs.append(work / pace)
         if query.hints.preferred_taints:
             return [cost * taint_factor(query, worker) for cost, worker in zip(costs, candidates, strict=True)]
         return costs
@@ -117,10 +122,9 @@ class TtftPolicy:
         knobs = self.options
         if not knobs.learn_pace:
             return knobs.prefill_tokens_per_s
-        tokens = seconds = 0.0
-        for worker in candidates:
-            tokens += worker.prefill.done_tokens
-            seconds += worker.prefill.done_s
+        queues = [worker.prefill for worker in candidates]
+        tokens = sum([queue.done_tokens for queue in queues])
+        seconds = sum([queue.done_s for queue in queues])
         # One second at the assumed pace stands for what is not measured yet.
         return (tokens + knobs.prefill_tokens_per_s) / (seconds + 1.0)
 

@@ -42,7 +42,9 @@ def configure_logging(level: str, log_format: str) -> None:
 def _rendering(log_format: str) -> list[Any]:
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     if console:
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The default formatter prints local variables, which may hold prompts; logs never do.
+        plain = structlog.dev.plain_traceback
+        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dump)]
 
 

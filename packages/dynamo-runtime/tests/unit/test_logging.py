@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 LIMIT_S = 30.0
 
 PROGRAM = """
@@ -19,6 +21,7 @@ log.info("shown", tokens=7)
 logging.getLogger("library").warning("from a library")
 logging.getLogger("library").info("chatter")
 try:
+    prompt = "a secret" + " prompt"
     1 / 0
 except ZeroDivisionError:
     log.exception("failed")
@@ -65,6 +68,13 @@ def test_console_lines_are_key_value() -> None:
     assert "shown" in first
     assert "tokens=7" in first
     assert "\x1b" not in first
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_traceback_shows_no_values(log_format: str) -> None:
+    lines = "\n".join(logged(PROGRAM.format(format=log_format)))
+    assert "ZeroDivisionError" in lines
+    assert "a secret prompt" not in lines
 
 
 def test_a_line_inside_a_span_names_the_trace() -> None:

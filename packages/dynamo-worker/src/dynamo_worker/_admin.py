@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Protocol, cast
 
 from dynamo_core.component import AdminRoute
-from dynamo_core.engine import Engine, SupportsCacheControl, SupportsControls
-from dynamo_core.errors import InvalidRequestError, UnsupportedOperationError
+from dynamo_core.engine import Engine, SupportsCacheControl, SupportsControls, SupportsSleep
+from dynamo_core.errors import ConflictError, InvalidRequestError, UnsupportedOperationError
+from dynamo_worker._lora_records import LoraRecords
 
 DEFAULT_DRAIN_TIMEOUT_S = 30.0
 
@@ -38,9 +39,19 @@ class AdminRoutes:
         instance: Instance id as hex.
         worker: The worker.
         engine: Its engine; operations it cannot do are not offered.
+        loras: Its adapters, if it can have some.
     """
 
-    def __init__(self, table: dict[str, AdminRoute], *, instance: str, worker: Drainable, engine: Engine) -> None:
+    def __init__(
+        self,
+        table: dict[str, AdminRoute],
+        *,
+        instance: str,
+        worker: Drainable,
+        engine: Engine,
+        loras: LoraRecords | None = None,
+    ) -> None:
+        self._asleep = False
         self._table = table
         self._worker = worker
         self._engine = engine
@@ -53,6 +64,10 @@ class AdminRoutes:
         }
         if isinstance(engine, SupportsCacheControl):
             offered["clear_kv_blocks"] = self._clear_kv_blocks
+        if isinstance(engine, SupportsSleep):
+            offered |= {"sleep": self._sleep, "wake": self._wake}
+        if loras is not None:
+            offered |= {"load_lora": loras.load, "unload_lora": loras.unload, "list_loras": loras.list}
         prefix = f"{instance}/" if any(name in table for name in offered) else ""
         self._mine = {prefix + name: route for name, route in offered.items()}
         table.update(self._mine)
@@ -68,7 +83,27 @@ class AdminRoutes:
         return self._worker.status()
 
     async def _resume(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        if self._asleep:
+            raise ConflictError("the engine sleeps; use wake instead of resume")
         await self._worker.resume()
+        return self._worker.status()
+
+    async def _sleep(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        level = _number(arguments, "level", 1.0)
+        await self._worker.pause(_number(arguments, "timeout_s", DEFAULT_DRAIN_TIMEOUT_S))
+        try:
+            await cast("SupportsSleep", self._engine).sleep(int(level))
+        except BaseException:
+            await self._worker.resume()
+            raise
+        self._asleep = True
+        return {**self._worker.status(), "sleep_level": int(level)}
+
+    async def _wake(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        if self._asleep:
+            await cast("SupportsSleep", self._engine).wake()
+            self._asleep = False
+            await self._worker.resume()
         return self._worker.status()
 
     async def _status(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -97,5 +132,5 @@ class AdminRoutes:
 def _number(arguments: dict[str, Any], name: str, default: float) -> float:
     value: object = arguments.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise InvalidRequestError(f"{name} is {value!r}; give seconds, 0 or more", param=name)
+        raise InvalidRequestError(f"{name} is {value!r}; give a number, 0 or more", param=name)
     return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,7 @@ def make_card(
     tool_call_parser: str = "",
     reasoning_parser: str = "",
     kv_queries: bool = False,
+    aliases: Sequence[str] = (),
 ) -> ModelCard:
     """Return the card. Reads and hashes the model's small files, so it belongs on a worker thread.
 
@@ -50,7 +52,7 @@ def make_card(
         endpoint_types=config.types,
         worker_type=config.worker_type,
         needs=config.needs,
-        aliases=config.aliases,
+        aliases=tuple(dict.fromkeys((*config.aliases, *aliases))),
         eos_token_ids=config.eos_token_ids,
         capabilities=config.capabilities,
         runtime_config=msgspec.structs.replace(

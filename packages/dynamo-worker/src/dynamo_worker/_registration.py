@@ -28,8 +28,8 @@ class Registration:
         self, discovery: Discovery, *, instances: Sequence[Instance], model: ModelRecord, lease_ttl_s: float
     ) -> None:
         self._discovery = discovery
-        self._records = [(instance.key, INSTANCE.encode(instance)) for instance in instances]
-        self._records.append((model.key, MODEL_RECORD.encode(model)))
+        self._records = {instance.key: INSTANCE.encode(instance) for instance in instances}
+        self._records[model.key] = MODEL_RECORD.encode(model)
         self._lease_ttl_s = lease_ttl_s
         self._lease: Lease | None = None
         self._order = asyncio.Lock()
@@ -47,7 +47,7 @@ class Registration:
                 return
             if self._lease is None or not self._lease.valid:
                 self._lease = await self._discovery.lease(self._lease_ttl_s)
-            for key, value in self._records:
+            for key, value in self._records.items():
                 await self._discovery.put(key, value, lease=self._lease)
             self.registered = True
 
@@ -58,11 +58,24 @@ class Registration:
                 return
             self.registered = False
             try:
-                for key, _ in reversed(self._records):
+                for key in reversed(self._records):
                     await self._discovery.delete(key)
             except UnavailableError as error:
                 # The records outlive us by at most the lease; whoever still comes is refused as draining.
                 log.warning("discovery unreachable while leaving", reason=error.reason)
+
+    async def publish(self, model: ModelRecord) -> None:
+        """Add one more model, now if the worker is registered, and whenever it registers again."""
+        async with self._order:
+            self._records[model.key] = value = MODEL_RECORD.encode(model)
+            if self.registered:
+                await self._discovery.put(model.key, value, lease=self._lease)
+
+    async def withdraw(self, key: str) -> None:
+        """Remove a record that ``publish`` added; unknown keys are ignored."""
+        async with self._order:
+            if self._records.pop(key, None) is not None and self.registered:
+                await self._discovery.delete(key)
 
     async def close(self) -> None:
         """Leave and end the lease. Idempotent."""

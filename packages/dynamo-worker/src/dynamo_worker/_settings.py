@@ -49,6 +49,7 @@ class WorkerSettings(DynamoSettings):
         description="last part of the endpoint",
     )
     served_model_name: str = Field(default="", description="model name clients use; the engine's own if empty")
+    model_aliases: list[str] = Field(default_factory=list[str], description="further names under which it is served")
     lease_ttl_s: float = Field(
         default=10.0, gt=0, le=3600, description="seconds a dead worker stays in discovery at most"
     )

@@ -13,7 +13,7 @@ import structlog
 
 from dynamo_core.component import ComponentContext, Health
 from dynamo_core.discovery import Instance, ModelRecord
-from dynamo_core.engine import Engine, EngineConfig, EngineContext, SupportsKvBlocks, SupportsKvEvents
+from dynamo_core.engine import Engine, EngineConfig, EngineContext, SupportsKvBlocks, SupportsKvEvents, SupportsLora
 from dynamo_core.enums import HealthState
 from dynamo_core.errors import ConfigurationError, ConflictError, DynamoError, InternalError, UnavailableError
 from dynamo_core.ids import EndpointId, InstanceId, WorkerId, format_instance_id, new_instance_id
@@ -28,6 +28,7 @@ from dynamo_worker._handler import GenerateHandler
 from dynamo_worker._kv_publisher import KvPublisher
 from dynamo_worker._kv_query import KvQueryHandler
 from dynamo_worker._load_reports import LoadReports, ranks
+from dynamo_worker._lora_records import LoraRecords
 from dynamo_worker._metrics import WorkerMetrics
 from dynamo_worker._model_card import make_card
 from dynamo_worker._probe import Probe
@@ -329,21 +330,28 @@ class Worker:
             tool_call_parser=self._settings.tool_call_parser,
             reasoning_parser=self._settings.reasoning_parser,
             kv_queries=any(item.endpoint.endpoint == KV_QUERY_ENDPOINT for item in others),
+            aliases=self._settings.model_aliases,
         )
         instance = Instance(self.endpoint, self.instance_id, served.address, types=config.types, metadata=_facts())
+        record = ModelRecord(self.endpoint, self.instance_id, card)
         self._registration = Registration(
             self._context.discovery,
             instances=[instance, *others],
-            model=ModelRecord(self.endpoint, self.instance_id, card),
+            model=record,
             lease_ttl_s=self._settings.lease_ttl_s,
         )
         self._exit.push_async_callback(self._registration.close)
         await self._registration.join()
+        loras = None
+        if isinstance(self._engine, SupportsLora):
+            loras = LoraRecords(self._engine, record, self._registration)
+            await loras.publish_loaded()
         routes = AdminRoutes(
             self._context.admin_routes,
             instance=format_instance_id(self.instance_id),
             worker=self,
             engine=self._engine,
+            loras=loras,
         )
         self._exit.callback(routes.remove)
 

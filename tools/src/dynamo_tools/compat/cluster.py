@@ -24,7 +24,7 @@ from dynamo_tools.process import clean_environment
 
 LIMIT_S = 60.0
 PROMPT = "In the beginning God created the heaven and the earth."
-REQUEST = {"model": "tinylm", "prompt": PROMPT, "temperature": 0, "max_tokens": 300, "ignore_eos": True}
+REQUEST = {"model": "tinylm", "prompt": PROMPT, "seed": 7, "max_tokens": 300, "ignore_eos": True}
 KILL_AFTER_CHUNKS = 20
 GRAPH = """\
 services:
@@ -59,22 +59,20 @@ def served(frontend: Path, workers: list[Path]) -> str | None:
     Returns:
         What went wrong, or None.
     """
-    with cluster_folder() as folder:
-        planes = _planes(folder)
-        with contextlib.ExitStack() as stack:
-            port = free_port()
-            running = [
-                stack.enter_context(started(python, ["worker", "--engine", "reference", *planes], folder, f"worker{n}"))
-                for n, python in enumerate(workers)
-            ]
+    with cluster_folder() as folder, contextlib.ExitStack() as stack:
+        port, planes = free_port(), _planes(folder)
+        try:
+            for number, python in enumerate(workers):
+                flags = ["worker", "--engine", "mock", "--model", "tinylm", *planes]
+                stack.enter_context(started(python, flags, folder, f"worker{number}"))
             flags = ["frontend", "--http-port", str(port), *planes]
             stack.enter_context(started(frontend, flags, folder, "frontend"))
-            try:
-                _until(lambda: model_is_served(port), "model")
-                calm, _ = stream(port)
-                lost, _ = stream(port, KILL_AFTER_CHUNKS, lambda worker: _kill(frontend, planes, worker, running))
-            except (ClusterError, OSError) as error:
-                return f"{error}\n{_outputs(folder)}"
+            _until(lambda: model_is_served(port), "model")
+            running = workers_of(frontend, planes)  # before the stream, so that the loss falls into it
+            calm = stream(port)
+            lost = stream(port, KILL_AFTER_CHUNKS, lambda worker: os.kill(running[worker], signal.SIGKILL))
+        except (ClusterError, OSError) as error:
+            return f"{error}\n{_outputs(folder)}"
         if calm != lost or not calm:
             return f"the text differs after the loss of a worker:\n{calm!r}\n{lost!r}\n{_outputs(folder)}"
     return None
@@ -90,8 +88,9 @@ def planned(supervisor: Path, planner: Path) -> str | None:
         port, planes = free_port(), _planes(folder)
         graph = folder / "graph.yaml"
         graph.write_text(GRAPH.format(port=port), encoding="utf-8")
-        stack.enter_context(started(supervisor, ["up", str(graph), *planes], folder, "supervisor", announces=False))
         try:
+            up = ["up", str(graph), *planes]
+            stack.enter_context(started(supervisor, up, folder, "supervisor", announces=False))
             _until(lambda: model_is_served(port), "model")
             flags = ["planner", "--role", "worker", "--min-replicas", "2", "--interval-s", "1", *planes]
             stack.enter_context(started(planner, flags, folder, "planner"))
@@ -139,13 +138,13 @@ def started(python: Path, flags: list[str], folder: Path, name: str, *, announce
         _end(process)
 
 
-def stream(port: int, kill_after: int = 0, kill: Callable[[str], None] | None = None) -> tuple[str, int]:
-    """Stream one completion; return its text and the number of chunks.
+def stream(port: int, kill_after: int = 0, kill: Callable[[str], None] | None = None) -> str:
+    """Stream one completion; return its text.
 
     Args:
         port: Port of the frontend.
         kill_after: Chunks after which ``kill`` is called with the id of the worker; 0 for never.
-        kill: Ends a worker.
+        kill: Ends the worker of an instance.
 
     Raises:
         ClusterError: if the answer is no success, or an error ends the stream.
@@ -166,10 +165,10 @@ def stream(port: int, kill_after: int = 0, kill: Callable[[str], None] | None = 
                 raise ClusterError(f"the stream ends with {event['error']}")
             pieces += [choice["text"] for choice in event["choices"]]
             if kill is not None and len(pieces) == kill_after:
-                kill(str(answer.headers["x-dynamo-worker-id"]))
+                kill(str(answer.headers["x-dynamo-worker-id"]).split("/", maxsplit=1)[0])
         if kill is not None and len(pieces) < kill_after:
             raise ClusterError(f"the stream had {len(pieces)} chunks, too few to lose a worker in")
-        return "".join(pieces), len(pieces)
+        return "".join(pieces)
 
 
 def model_is_served(port: int) -> bool:
@@ -202,13 +201,6 @@ def free_port() -> int:
 
 def _planes(folder: Path) -> list[str]:
     return ["--discovery", f"file://{folder}/discovery"]
-
-
-def _kill(python: Path, planes: list[str], worker: str, running: list[Started]) -> None:
-    pid = workers_of(python, planes).get(worker.split("/", maxsplit=1)[0])
-    if pid is None or pid not in {item.process.pid for item in running}:
-        raise ClusterError(f"the stream is served by process {pid}, which is no worker of this cluster")
-    os.kill(pid, signal.SIGKILL)
 
 
 def _until(condition: Callable[[], bool], what: str) -> None:

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dynamo_core import plugins
-from dynamo_frontend._parsers.contract import OutputParser, ParsedDelta, ParserFactory, TextDelta
+from dynamo_core.errors import ConfigurationError
+from dynamo_core.parsing import (
+    ArgumentsDelta,
+    CallEnd,
+    CallStart,
+    OutputParser,
+    ParserFactory,
+    ParserFamily,
+    TextDelta,
+)
+from dynamo_core.parsing import ParsedDelta as CallDelta
+from dynamo_frontend._parsers.contract import ParsedDelta, ToolCallDelta
+
+NO_PARSER = "none"
+"""Name by which an operator says that no parser is to be used."""
 
 
-class ParserChain:
+class StreamChain:
     """One choice's parsers in order. Tool calls are not looked for inside reasoning."""
 
     def __init__(self, reasoning: OutputParser | None, tools: OutputParser | None) -> None:
         self._reasoning = reasoning
         self._tools = tools
-        parts = [part for part in (reasoning, tools) if part is not None]
-        self.needs_special_tokens = any(part.needs_special_tokens for part in parts)
 
-    def feed(self, text: str) -> Sequence[ParsedDelta]:
+    def feed(self, text: str) -> Sequence[CallDelta]:
         """Take the next text."""
         if self._reasoning is None:
             return self._tools.feed(text) if self._tools is not None else [TextDelta(text)]
         return self._through_tools(self._reasoning.feed(text))
 
-    def finish(self) -> Sequence[ParsedDelta]:
+    def finish(self) -> Sequence[CallDelta]:
         """Return what both held back."""
         found = list(self._through_tools(self._reasoning.finish())) if self._reasoning is not None else []
         if self._tools is not None:
             found.extend(self._tools.finish())
         return found
 
-    def _through_tools(self, deltas: Sequence[ParsedDelta]) -> Sequence[ParsedDelta]:
+    def _through_tools(self, deltas: Sequence[CallDelta]) -> Sequence[CallDelta]:
         if self._tools is None:
             return deltas
-        found: list[ParsedDelta] = []
+        found: list[CallDelta] = []
         for delta in deltas:
             if isinstance(delta, TextDelta) and not delta.reasoning:
                 found.extend(self._tools.feed(delta.text))
@@ -42,11 +54,108 @@ class ParserChain:
         return found
 
 
-def load_parser(name: str) -> ParserFactory:
-    """Return a parser by name.
+class ParserChain:
+    """A ``StreamChain`` that gives each call whole, as soon as it is.
+
+    Args:
+        reasoning: Finds reasoning; None without.
+        tools: Finds calls in what is left; None without.
+        needs_special_tokens: Whether their markers are special tokens.
+    """
+
+    def __init__(
+        self, reasoning: OutputParser | None, tools: OutputParser | None, *, needs_special_tokens: bool = False
+    ) -> None:
+        self.needs_special_tokens = needs_special_tokens
+        self._chain = StreamChain(reasoning, tools)
+        self._name = ""
+        self._arguments: list[str] = []
+
+    def feed(self, text: str) -> Sequence[ParsedDelta]:
+        """Take the next text."""
+        return self._joined(self._chain.feed(text))
+
+    def finish(self) -> Sequence[ParsedDelta]:
+        """Return what was held back."""
+        return self._joined(self._chain.finish())
+
+    def _joined(self, deltas: Iterable[CallDelta]) -> Sequence[ParsedDelta]:
+        found: list[ParsedDelta] = []
+        for delta in deltas:
+            match delta:
+                case TextDelta():
+                    found.append(delta)
+                case CallStart(name=name):
+                    self._name = name
+                case ArgumentsDelta(text=text):
+                    self._arguments.append(text)
+                case CallEnd():
+                    found.append(ToolCallDelta(self._name, "".join(self._arguments)))
+                    self._arguments.clear()
+        return found
+
+
+def load_family(name: str) -> ParserFamily:
+    """Return a parser family by name.
 
     Raises:
-        ConfigurationError: with the installed names, if there is none of this name.
+        ConfigurationError: with the installed names, if there is none of this name or it is no family.
     """
-    factory: ParserFactory = plugins.load("parsers", name)
-    return factory
+    family = plugins.load("parsers", name)
+    if not isinstance(family, ParserFamily):
+        raise ConfigurationError(
+            f"parsers {name!r} is no dynamo_core.parsing.ParserFamily but {type(family).__name__}; "
+            "repair its distribution"
+        )
+    return family
+
+
+def load_tool_parser(name: str) -> ParserFactory:
+    """Return the tool-call parser of a family.
+
+    Raises:
+        ConfigurationError: with the names to choose from, if there is none.
+    """
+    return load_family(name).tool_calls or _refuse(name, "tool-call", lambda family: family.tool_calls)
+
+
+def load_reasoning_parser(name: str) -> ParserFactory:
+    """Return the reasoning parser of a family.
+
+    Raises:
+        ConfigurationError: with the names to choose from, if there is none.
+    """
+    return load_family(name).reasoning or _refuse(name, "reasoning", lambda family: family.reasoning)
+
+
+def check_parsers(*, tools: str, reasoning: str) -> None:
+    """Check names that an operator gave, so that a wrong one stops the start and not the first model.
+
+    Raises:
+        ConfigurationError: with the names to choose from, if a name that is not empty is none of them.
+    """
+    if tools not in ("", NO_PARSER):
+        load_tool_parser(tools)
+    if reasoning not in ("", NO_PARSER):
+        load_reasoning_parser(reasoning)
+
+
+def _refuse(name: str, kind: str, part: Callable[[ParserFamily], ParserFactory | None]) -> ParserFactory:
+    names: list[str] = []
+    for other in sorted(plugins.available("parsers")):
+        try:
+            if part(load_family(other)) is not None:
+                names.append(other)
+        except ConfigurationError:
+            # A broken plug-in is no choice; whoever chooses it by name hears why.
+            continue
+    raise ConfigurationError(f"parsers {name!r} has no {kind} parser; choose one of {', '.join(names)}")
+
+
+def prompt_leaves_reasoning_open(family: ParserFamily, prompt: str) -> bool | None:
+    """Return whether a prompt ends inside the reasoning (True) or right behind it (False); None if neither."""
+    open_tag, close_tag = family.reasoning_tags
+    end = prompt.rstrip()
+    if open_tag and end.endswith(open_tag):
+        return True
+    return False if close_tag and end.endswith(close_tag) else None

@@ -1,4 +1,4 @@
-"""What a parser is: text in, deltas out, the same whatever the pieces."""
+"""What a reply takes from the parsers: text, and calls as a whole."""
 
 from __future__ import annotations
 
@@ -7,20 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from dynamo_core.parsing import TextDelta
+
 Tools = Sequence[Mapping[str, Any]]
 """Tool specifications of the request, in OpenAI's form."""
-
-
-class TextDelta(msgspec.Struct, frozen=True):
-    """Visible text.
-
-    Attributes:
-        text: Never empty.
-        reasoning: Whether it belongs to the model's reasoning instead of its answer.
-    """
-
-    text: str
-    reasoning: bool = False
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
@@ -28,7 +18,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
     Attributes:
         name: Function to call.
-        arguments: JSON text of its arguments.
+        arguments: JSON text of its arguments; cut off where the model was.
     """
 
     name: str
@@ -36,15 +26,11 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
 
 ParsedDelta = TextDelta | ToolCallDelta
-"""What a parser gives."""
+"""What a reply is made of."""
 
 
 class OutputParser(Protocol):
-    """Parser of one choice.
-
-    The sequence of deltas, neighbouring texts joined, must not depend on how the text was cut into pieces, and text may
-    be withheld only while it may be the beginning of a marker, or is part of a call that is not complete.
-    """
+    """Parser of one choice, whose calls are whole."""
 
     @property
     def needs_special_tokens(self) -> bool:
@@ -56,13 +42,8 @@ class OutputParser(Protocol):
         ...
 
     def finish(self) -> Sequence[ParsedDelta]:
-        """The text has ended: return what is left. Nothing is lost silently."""
+        """The text has ended: return what is left."""
         ...
 
 
-class ParserFactory(Protocol):
-    """Entry of ``dynamo_core.parsers``."""
-
-    def __call__(self, tools: Tools) -> OutputParser:
-        """Return a parser for one choice; ``tools`` is empty for a reasoning parser."""
-        ...
+__all__ = ["OutputParser", "ParsedDelta", "TextDelta", "ToolCallDelta", "Tools"]

@@ -9,14 +9,26 @@ _TOOL_MARKERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<tool_call>", "<function="), "qwen3_coder"),
     (("<tool_call>", "<arg_key>"), "glm47"),
     (("<minimax:tool_call>",), "minimax_m2"),
+    (("]<]minimax[>[",), "minimax_m3"),
+    (("\uff5cDSML\uff5c", "tool_calls"), "deepseek_v4"),
+    (("\uff5cDSML\uff5c", "function_calls"), "deepseek_v3_2"),
+    (("<|tool_call>", "<tool_call|>"), "gemma4"),
+    (("<|channel|>", "<|message|>", "functions."), "harmony"),
     (("<|tool_calls_section_begin|>",), "kimi_k2"),
-    (("<\uff5ctool\u2581calls\u2581begin\uff5c>",), "deepseek_v3"),
+    (("<\uff5ctool\u2581calls\u2581begin\uff5c>", "```json"), "deepseek_v3"),
+    (("<\uff5ctool\u2581calls\u2581begin\uff5c>",), "deepseek_v3_1"),
     (("[TOOL_CALLS]",), "mistral"),
     (("<TOOLCALL>",), "nemotron_deci"),
     (("<tool_call>",), "hermes"),
     (("<|python_tag|>",), "llama3_json"),
 )
-_REASONING_MARKERS = (("<think>", "</think>", "basic"), ("◁think▷", "◁/think▷", "kimi"))
+_REASONING_MARKERS = (
+    ("<think>", "</think>", "basic"),
+    ("◁think▷", "◁/think▷", "kimi"),
+    ("<mm:think>", "</mm:think>", "minimax_m3"),
+    ("<|channel>", "<channel|>", "gemma4"),
+    ("<|channel|>", "<|message|>", "gpt_oss"),
+)
 
 
 def detect_tool_parser(template: str) -> str:

@@ -1,54 +1,119 @@
-"""Reasoning between tags, as most models write it."""
+"""Reasoning between markers, as most models write it, and behind phrases, as Granite does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from dynamo_frontend._parsers.contract import ParsedDelta, TextDelta
-from dynamo_frontend._parsers.markers import MarkerScanner
+from dynamo_core.parsing import ParserContext
+from dynamo_frontend._parsers.machine import MAX_BLANK, Cursor, Markers, Steps
 
 
 class TaggedReasoning:
-    """Splits ``<think>`` reasoning from the answer.
+    """Grammar of reasoning between two markers.
+
+    Line breaks behind a marker belong to the markup. A closing marker that closes nothing is dropped at the beginning
+    of the output, where the prompt had the opening one.
 
     Args:
         open_tag: Begins the reasoning.
         close_tag: Ends it.
-        starts_inside: Whether the output begins in the reasoning, since the template already opened it.
+        forced: Whether the output begins inside, unless the prompt says otherwise.
+        label: Text that may follow the opening marker and belongs to it.
+        boundaries: Texts that end the reasoning and are themselves for the tool-call parser.
     """
 
-    needs_special_tokens = False
+    def __init__(
+        self,
+        open_tag: str = "<think>",
+        close_tag: str = "</think>",
+        *,
+        forced: bool = False,
+        label: str = "",
+        boundaries: tuple[str, ...] = (),
+    ) -> None:
+        self.tags = (open_tag, close_tag)
+        self._forced = forced
+        self._label = label
+        self._open = Markers(open_tag)
+        self._close = Markers(close_tag, *boundaries)
+        self._boundaries = boundaries
 
-    def __init__(self, open_tag: str = "<think>", close_tag: str = "</think>", *, starts_inside: bool = False) -> None:
-        self._open = open_tag
-        self._close = close_tag
-        self._inside = starts_inside
-        self._strip_newlines = starts_inside
-        self._scanner = MarkerScanner()
-
-    def feed(self, text: str) -> Sequence[ParsedDelta]:
-        """Take the next text."""
-        found: list[ParsedDelta] = []
+    def __call__(self, cursor: Cursor, context: ParserContext) -> Steps[None]:
+        """Read the output of one choice."""
+        inside = self._forced if context.reasoning_open is None else context.reasoning_open
+        inside = yield from self._beginning(cursor, inside=inside)
         while True:
-            marker = self._close if self._inside else self._open
-            before, hit = self._scanner.scan(text, marker)
-            self._emit(before, found)
-            if not hit:
-                return found
-            self._inside = not self._inside
-            self._strip_newlines = True
-            text = ""
+            if inside:
+                marker = yield from cursor.until(self._close, cursor.out.reasoning)
+            else:
+                marker = yield from cursor.until(self._open, cursor.out.plain)
+            if not marker:
+                return
+            inside = not inside
+            if marker in self._boundaries:
+                cursor.at -= len(marker)
+            else:
+                yield from self._behind_tag(cursor, opened=inside)
 
-    def finish(self) -> Sequence[ParsedDelta]:
-        """Return what was held back."""
-        found: list[ParsedDelta] = []
-        self._emit(self._scanner.take(), found)
-        return found
+    def _beginning(self, cursor: Cursor, *, inside: bool) -> Steps[bool]:
+        """Take a first marker that changes nothing; return whether the reasoning is open."""
+        open_tag, close_tag = self.tags
+        cursor.mark()
+        yield from cursor.spaces(MAX_BLANK)
+        tag = yield from cursor.accept(open_tag, close_tag)
+        if not tag:
+            cursor.rewind()
+            if inside:
+                yield from self._line_breaks(cursor)
+            return inside
+        cursor.release()
+        yield from self._behind_tag(cursor, opened=tag == open_tag)
+        return tag == open_tag
 
-    def _emit(self, text: str, found: list[ParsedDelta]) -> None:
-        if self._strip_newlines:
-            # The line break after a tag belongs to the markup.
-            text = text.lstrip("\n")
-            self._strip_newlines = not text
-        if text:
-            found.append(TextDelta(text, reasoning=self._inside))
+    def _behind_tag(self, cursor: Cursor, *, opened: bool) -> Steps[None]:
+        if opened and self._label:
+            yield from cursor.accept(self._label)
+        yield from self._line_breaks(cursor)
+
+    def _line_breaks(self, cursor: Cursor) -> Steps[None]:
+        while (yield from cursor.accept("\n")):
+            pass
+
+
+class PhraseReasoning:
+    """Grammar of reasoning that a phrase at the beginning opens and another phrase closes.
+
+    Args:
+        open_phrases: Any of them opens.
+        close_phrases: Any of them closes.
+    """
+
+    def __init__(self, open_phrases: tuple[str, ...], close_phrases: tuple[str, ...]) -> None:
+        self._open = open_phrases
+        self._close = Markers(*close_phrases)
+
+    def __call__(self, cursor: Cursor, context: ParserContext) -> Steps[None]:
+        """Read the output of one choice."""
+        cursor.mark()
+        yield from cursor.spaces(MAX_BLANK)
+        opened = yield from cursor.accept(*self._open)
+        if opened or context.reasoning_open:
+            cursor.release()
+            yield from cursor.spaces(MAX_BLANK)
+            yield from cursor.until(self._close, cursor.out.reasoning)
+            yield from cursor.spaces(MAX_BLANK)
+        else:
+            cursor.rewind()
+        yield from cursor.rest(cursor.out.plain)
+
+
+THINK = TaggedReasoning()
+FORCED_THINK = TaggedReasoning(forced=True)
+KIMI_THINK = TaggedReasoning("◁think▷", "◁/think▷")
+KIMI_K25_THINK = TaggedReasoning(
+    forced=True, boundaries=("<|tool_calls_section_begin|>", "<|tool_call_section_begin|>", "<|tool_call_begin|>")
+)
+MINIMAX_M3_THINK = TaggedReasoning("<mm:think>", "</mm:think>")
+MISTRAL_THINK = TaggedReasoning("[THINK]", "[/THINK]", forced=True)
+GEMMA4_CHANNEL = TaggedReasoning("<|channel>", "<channel|>", label="thought\n")
+GRANITE_PHRASES = PhraseReasoning(
+    ("Here's my thought process:", "Here is my thought process:"), ("Here's my response:", "Here is my response:")
+)

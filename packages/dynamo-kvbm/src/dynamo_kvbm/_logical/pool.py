@@ -11,6 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.enums import Tier
@@ -279,10 +280,9 @@ class BlockPool:
         self._abandoned.append(handle)
 
     def _held(self, hashes: Sequence[int], places: list[int | None]) -> ImmutableBlocks:
-        if None in places:
-            places = places[: places.index(None)]
-            hashes = hashes[: len(places)]
-        block_ids = [place for place in places if place is not None]
+        found = places.index(None) if None in places else len(places)
+        hashes = hashes[:found]
+        block_ids = cast("list[int]", places[:found])
         # A child that another tenant registered before its parent does not keep the parent.
         tails = hashes if self._tenants.shared else hashes[-1:]
         self._tenants.pin(tails)

@@ -11,10 +11,14 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError, InternalError
@@ -22,9 +26,13 @@ from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
 from dynamo_kvbm._tiers.base import Spill, require_pieces
-from dynamo_kvbm._tiers.slot_file import RECORD, SlotFile, StoredBlock, data_checksum
+from dynamo_kvbm._tiers.slot_file import RECORD, SlotFile, StoredBlock, aligned_bytes, data_checksum, slot_stride
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SEGMENT_BYTES = 256 * 1024**2
+IO_THREADS = 4
 FORMAT = "dynamo-kvbm-disk-v1"
 
 _log = structlog.get_logger(__name__)
@@ -49,6 +57,7 @@ class DiskTier:
         block_bytes: Size of every block.
         fingerprint: What the blocks are of (model, layout, hash algorithm); a folder of another one is refused.
         eviction: Makes the eviction order for a capacity.
+        direct: Go past the page cache where the file system can.
 
     Raises:
         ConfigurationError: if the folder cannot be used, is owned by another process, or holds other blocks.
@@ -62,6 +71,7 @@ class DiskTier:
         *,
         fingerprint: str = "",
         eviction: Callable[[int], EvictionOrder] = LruOrder,
+        direct: bool = True,
     ) -> None:
         if capacity_blocks < 1 or block_bytes < 1:
             raise ConfigurationError(
@@ -69,10 +79,13 @@ class DiskTier:
             )
         self._capacity = capacity_blocks
         self._block_bytes = block_bytes
-        self._slots_per_segment = max(1, min(capacity_blocks, SEGMENT_BYTES // block_bytes))
+        self._slots_per_segment = max(1, min(capacity_blocks, SEGMENT_BYTES // slot_stride(block_bytes)))
+        self._stride = slot_stride(block_bytes)
+        self._direct = direct
         self._folder = folder
         self._owner = _take_folder(folder, {"format": FORMAT, "block_bytes": block_bytes, "blocks_of": fingerprint})
         self._lock = threading.RLock()
+        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="kvbm-disk")
         self._segments: list[SlotFile] = []
         self._free: list[tuple[int, int]] = []
         self._places: dict[int, _Place] = {}
@@ -140,17 +153,20 @@ class DiskTier:
             }
             slots, victims = self._take_slots([block for block, _ in fresh.values()])
         self._hand_on(victims)
-        for (block, piece), (segment, slot) in zip(fresh.values(), slots, strict=False):
-            self._write(block, piece, segment, slot)
+        writes = [(*given, *slot) for given, slot in zip(fresh.values(), slots, strict=False)]
+        self._each(lambda write: self._write(*write), writes)
         return [place.stored.descriptor.sequence_hash for place in victims]
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
-        """Return the bytes of each block, None for those that are absent or damaged; damaged ones are dropped."""
+        """Return the bytes of each block, None for those that are absent or damaged; damaged ones are dropped.
+
+        The blocks of one call share one piece of memory, which goes when the last of them does.
+        """
         with self._lock:
             places = [self._places.get(sequence_hash) for sequence_hash in sequence_hashes]
             found = [place.stored.descriptor.sequence_hash for place in places if place is not None]
             self._order.pin(found)
-        data = [None if place is None else self._read(place) for place in places]
+        data = self._read_all(places)
         with self._lock:
             self._order.unpin(found)
             for place, piece in zip(places, data, strict=True):
@@ -191,9 +207,22 @@ class DiskTier:
             if self._closed:
                 return
             self._closed = True
+            self._io.shutdown()
             for segment in self._segments:
                 segment.close()
             os.close(self._owner)
+
+    def _each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Do several reads or writes at once, so that one is checked while another is under way."""
+        if len(items) < 2:
+            return [work(item) for item in items]
+        share = -(-len(items) // IO_THREADS)
+        shares = [items[start : start + share] for start in range(0, len(items), share)]
+
+        def do_share(part: Sequence[T]) -> list[R]:
+            return [work(item) for item in part]
+
+        return [done for part in self._io.map(do_share, shares) for done in part]
 
     def _recover(self) -> None:
         for index in sorted(self._folder.glob("*.index")):
@@ -212,7 +241,7 @@ class DiskTier:
     def _grow(self, slots: int) -> bool:
         number = len(self._segments)
         try:
-            segment = SlotFile(self._folder, number, slots, self._block_bytes)
+            segment = SlotFile(self._folder, number, slots, self._block_bytes, direct=self._direct)
         except OSError as error:
             _log.warning("disk tier cannot grow", folder=str(self._folder), error=str(error))
             return False
@@ -271,9 +300,17 @@ class DiskTier:
             self._places[block.sequence_hash] = _Place(segment, slot, stored)
             self._order.insert([(block.sequence_hash, block.parent_hash)])
 
-    def _read(self, place: _Place) -> bytes | None:
+    def _read_all(self, places: Sequence[_Place | None]) -> list[memoryview | None]:
+        # One large piece of memory costs a few huge pages, many small ones cost a fault for each of their pages.
+        memory = aligned_bytes(self._stride * sum(place is not None for place in places))
+        pieces = iter(memory.reshape(-1, self._stride))
+        work = [None if place is None else (place, next(pieces)) for place in places]
+        return self._each(lambda pair: None if pair is None else self._read(*pair), work)
+
+    def _read(self, place: _Place, into: NDArray[np.uint8] | None = None) -> memoryview | None:
         try:
-            data = self._segments[place.segment].read(place.slot)
+            memory = aligned_bytes(self._stride) if into is None else into
+            data = self._segments[place.segment].read(place.slot, memory)
         except OSError as error:
             _log.warning("disk tier cannot read", folder=str(self._folder), error=str(error))
             return None

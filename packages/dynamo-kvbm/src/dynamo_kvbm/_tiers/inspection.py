@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from dynamo_core.errors import ConfigurationError
-from dynamo_kvbm._tiers.slot_file import RECORD, USED, StoredBlock, data_checksum, stored_block, whole_record
+from dynamo_kvbm._tiers.slot_file import (
+    RECORD,
+    USED,
+    StoredBlock,
+    data_checksum,
+    slot_stride,
+    stored_block,
+    whole_record,
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def _damaged(index: Path, found: tuple[dict[int, StoredBlock], int, int], slot_b
     damaged = 0
     with index.with_suffix(".data").open("rb") as file:
         for slot, stored in found[0].items():
-            file.seek(slot * slot_bytes)
+            file.seek(slot * slot_stride(slot_bytes))
             data = file.read(slot_bytes)
             damaged += data_checksum(stored.descriptor.sequence_hash, data) != stored.data_checksum
     return damaged

@@ -174,7 +174,7 @@ def test_a_read_error_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def broken(*_: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "pread", broken)
+    monkeypatch.setattr(os, "preadv", broken)
     assert tier.get([1]) == [None]
 
 
@@ -243,4 +243,39 @@ def test_kill_9_loses_no_acknowledged_block_and_serves_no_wrong_byte(tmp_path: P
     lost = [key for key in held if tier.get([key]) != [content(key)]]
     assert len(lost) <= len(starts)
     assert all(tier.get([item.sequence_hash]) == [content(item.sequence_hash)] for item in tier.held())
+    tier.close()
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537, 100_000])
+@pytest.mark.parametrize("direct", [True, False])
+def test_large_blocks_come_back_whole_past_the_page_cache_or_through_it(
+    tmp_path: Path, size: int, direct: bool
+) -> None:
+    data = {key: random.Random(key).randbytes(size) for key in range(1, 9)}
+    tier = DiskTier(tmp_path, 6, size, direct=direct)
+    tier.put([block(key) for key in data][:4], [data[key] for key in data][:4])
+    page = memoryview(bytearray(size + 5))[5:]  # not at a page's start
+    page[:] = data[5]
+    tier.put([block(5)], [page])
+    tier.close()
+    again = DiskTier(tmp_path, 6, size, direct=not direct)
+    assert again.get(list(range(1, 6))) == [data[key] for key in range(1, 6)]
+    again.check_integrity()
+    again.close()
+
+
+def test_a_file_system_without_direct_access_is_used_through_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refuse(path: os.PathLike[str], flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    tier = DiskTier(tmp_path, 4, BLOCK_BYTES)
+    fill(tier, 1, 2)
+    assert tier.get([1, 2]) == [content(1), content(2)]
     tier.close()

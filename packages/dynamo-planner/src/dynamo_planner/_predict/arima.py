@@ -21,9 +21,11 @@ from dynamo_planner._predict.series import MAX_LOG, SeriesPredictor
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 ORDERS = ((1, 0, 0), (2, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0), (1, 1, 1))
-FALLBACK_ORDER = (0, 1, 0)
 MIN_POINTS = 20
 REFIT_EVERY = 100
+LONGEST_USUAL_HORIZON = 8
+# The influence of older points on the errors fades geometrically; this many decide the forecast.
+TAIL_POINTS = 60
 
 
 class Fit(NamedTuple):
@@ -50,10 +52,12 @@ class Arima:
         self._values: deque[float] = deque(maxlen=window)
         self._fit: Fit | None = None
         self._seen = 0
+        self._path: list[float] = []
 
     def update(self, value: float) -> None:
         """Take the next value, refitting now and then."""
         self._values.append(value)
+        self._path = []
         self._seen += 1
         if self._seen == MIN_POINTS or self._seen % REFIT_EVERY == 0:
             self._fit = self._search()
@@ -63,7 +67,9 @@ class Arima:
         last = self._values[-1]
         if self._fit is None:
             return last
-        forecast = _extend(np.asarray(self._values), self._fit, horizon)
+        if len(self._path) < horizon:
+            self._path = _extend(list(self._values)[-TAIL_POINTS:], self._fit, max(horizon, LONGEST_USUAL_HORIZON))
+        forecast = self._path[horizon - 1]
         return forecast if math.isfinite(forecast) and abs(forecast) < math.exp(MAX_LOG) else last
 
     def _search(self) -> Fit | None:
@@ -109,21 +115,21 @@ def _residuals(series: Floats, fit: Fit) -> Floats:
     return np.asarray(errors)
 
 
-def _extend(values: Floats, fit: Fit, horizon: int) -> float:
-    # The influence of older points on the errors fades geometrically; this many decide the forecast.
-    tail = values[-60:]
-    series = (np.diff(tail) if fit.difference else tail) - fit.mean
+def _extend(tail: list[float], fit: Fit, horizon: int) -> list[float]:
+    """Return the forecasts of all horizons up to this one."""
+    values = np.asarray(tail)
+    series = (np.diff(values) if fit.difference else values) - fit.mean
     errors: list[float] = _residuals(series, fit).tolist()
     known: list[float] = series.tolist()
+    path: list[float] = []
     for _ in range(horizon):
         step = sum(weight * known[-lag] for lag, weight in enumerate(fit.ar, 1) if lag <= len(known))
         step += sum(weight * errors[-lag] for lag, weight in enumerate(fit.ma, 1) if lag <= len(errors))
         known.append(step)
         errors.append(0.0)
-    ahead = known[-horizon:]
-    if fit.difference:
-        return float(values[-1]) + sum(ahead)
-    return ahead[-1] + fit.mean
+        before = (path[-1] if path else tail[-1]) if fit.difference else fit.mean
+        path.append(before + step)
+    return path
 
 
 def _estimators() -> Any:

@@ -1,4 +1,4 @@
-"""Names of the metrics of file discovery."""
+"""Names of the metrics of discovery."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prometheus_client import Counter
 
+    from dynamo_core.discovery import DiscoveryStatus
     from dynamo_core.telemetry import Metrics
 
 CONNECTED = "dynamo_runtime_discovery_connected"
@@ -16,6 +17,8 @@ LEASES_EXPIRED = "dynamo_runtime_discovery_expired_leases_total"
 LEASES_RESTORED = "dynamo_runtime_discovery_restored_leases_total"
 GARBLED = "dynamo_runtime_discovery_garbled_files_total"
 FAILURES = "dynamo_runtime_discovery_failures_total"
+RESYNCS = "dynamo_runtime_discovery_resyncs_total"
+STALE = "dynamo_runtime_discovery_stale_seconds"
 
 
 class DiscoveryMetrics:
@@ -23,21 +26,27 @@ class DiscoveryMetrics:
 
     Args:
         metrics: Where to register; None registers nothing.
-        connected: Reads whether the directory can be used.
+        status: Reads the state of the connection.
         records: Reads how many records the view holds.
     """
 
-    def __init__(self, metrics: Metrics | None, connected: Callable[[], bool], records: Callable[[], int]) -> None:
+    def __init__(
+        self, metrics: Metrics | None, status: Callable[[], DiscoveryStatus], records: Callable[[], int]
+    ) -> None:
         self._counters: dict[str, Counter] = {}
         if metrics is None:
             return
-        metrics.gauge(CONNECTED, "Whether the discovery backend can be used").set_function(connected)
+        metrics.gauge(CONNECTED, "Whether the discovery backend can be used").set_function(lambda: status().connected)
+        metrics.gauge(STALE, "Seconds since the view was last known to be true").set_function(
+            lambda: status().stale_for_s
+        )
         metrics.gauge(RECORDS, "Records in this process's view").set_function(records)
         for name, documentation in (
             (LEASES_EXPIRED, "Dead leases of other processes that this one ended"),
             (LEASES_RESTORED, "Own leases that had been ended by others and were made again"),
             (GARBLED, "Files that could not be read as records"),
             (FAILURES, "Calls that could not reach the backend"),
+            (RESYNCS, "Watches whose view was rebuilt by diff"),
         ):
             self._counters[name] = metrics.counter(name, documentation)
 
@@ -56,6 +65,10 @@ class DiscoveryMetrics:
     def failed(self) -> None:
         """Count a call that did not reach the backend."""
         self._add(FAILURES)
+
+    def resynced(self) -> None:
+        """Count a watch that was rebuilt."""
+        self._add(RESYNCS)
 
     def _add(self, name: str, amount: int = 1) -> None:
         counter = self._counters.get(name)

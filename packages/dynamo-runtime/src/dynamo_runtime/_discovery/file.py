@@ -82,7 +82,7 @@ class FileDiscovery:
         self._failure = ""
         self._reached_at_s = clock.monotonic()
         self._scanned_at_s = clock.monotonic()
-        self._metrics = DiscoveryMetrics(metrics, lambda: not self._failure, lambda: len(self._view.records))
+        self._metrics = DiscoveryMetrics(metrics, self.status, lambda: len(self._view.records))
 
     async def start(self) -> None:
         """Make the directory if need be. Raises ``UnavailableError`` if it cannot be used."""

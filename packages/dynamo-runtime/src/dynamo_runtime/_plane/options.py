@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from dynamo_core.errors import ConfigurationError
+from dynamo_runtime._tls import TlsFiles
 
 if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics
+
+
+_ABOVE_ZERO = (
+    "max_frame_bytes",
+    "max_buffer_items",
+    "max_calls",
+    "max_connections",
+    "connect_timeout_s",
+    "tls_reload_interval_s",
+)
 
 
 class PlaneOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +37,11 @@ class PlaneOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         connect_timeout_s: Limit of connecting, greeting included.
         keepalive_interval_s: Silence after which a peer is asked for a sign of life; 0 never asks.
         keepalive_timeout_s: Time it has to answer. It must outlast the longest stall of a healthy peer's event loop.
+        tls_ca: Certificates of the authorities whose peers are trusted, PEM. Callers must then prove themselves too.
+        tls_cert: Own certificate with its chain, PEM. With it, or ``tls_ca``, all TCP connections use TLS.
+        tls_key: Key of ``tls_cert``.
+        tls_server_name: Name the servers' certificates must have, if it is not the host that is dialled.
+        tls_reload_interval_s: How often the files are looked at for a new certificate.
     """
 
     advertise: str = ""
@@ -36,11 +52,22 @@ class PlaneOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_timeout_s: float = 3.0
     keepalive_interval_s: float = 10.0
     keepalive_timeout_s: float = 20.0
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_server_name: str = ""
+    tls_reload_interval_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_frame_bytes", "max_buffer_items", "max_calls", "max_connections", "connect_timeout_s"):
+        for name in _ABOVE_ZERO:
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; give a number above 0", param=name)
+        self.tls.check()
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The TLS files."""
+        return TlsFiles(self.tls_ca, self.tls_cert, self.tls_key, self.tls_server_name)
 
 
 def plane_options(url: str, options: Mapping[str, object]) -> tuple[PlaneOptions, Metrics | None]:

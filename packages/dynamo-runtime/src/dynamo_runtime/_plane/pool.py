@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from dynamo_core.errors import DynamoError, InvalidRequestError, UnavailableError
-from dynamo_runtime._plane.address import TcpAddress, parse_address
 from dynamo_runtime._plane.client import ClientConnection
 from dynamo_runtime._plane.connection import PlaneState
 from dynamo_runtime._plane.timers import wait_within
+
+Dial: TypeAlias = Callable[[str], Awaitable[ClientConnection]]
+"""Opens a connection to an address, without waiting for its greeting. Raises ``OSError`` or ``DynamoError``."""
 
 
 class ConnectionPool:
@@ -18,10 +22,12 @@ class ConnectionPool:
 
     Args:
         state: What the plane's connections share.
+        dial: Opens a connection.
     """
 
-    def __init__(self, state: PlaneState) -> None:
+    def __init__(self, state: PlaneState, dial: Dial) -> None:
         self._state = state
+        self._dial = dial
         self._open: dict[str, ClientConnection] = {}
         self._opening: dict[str, asyncio.Task[ClientConnection]] = {}
 
@@ -77,7 +83,7 @@ class ConnectionPool:
             del self._open[address]
 
     async def _connect(self, address: str) -> ClientConnection:
-        attempt = asyncio.get_running_loop().create_task(self._dial(address))
+        attempt = asyncio.get_running_loop().create_task(self._greeted(address))
         try:
             in_time = await wait_within(self._state.clock, self._state.options.connect_timeout_s, _settle(attempt))
         finally:
@@ -91,18 +97,13 @@ class ConnectionPool:
         try:
             connection = attempt.result()
         except OSError as error:
+            # TLS too: a peer whose certificate is not trusted is as good as not there.
             raise cannot_connect(address, str(error)) from error
         self._state.metrics.connect()
         return connection
 
-    async def _dial(self, address: str) -> ClientConnection:
-        target = parse_address(address)
-        loop = asyncio.get_running_loop()
-        make = functools.partial(ClientConnection, self._state)
-        if isinstance(target, TcpAddress):
-            _, connection = await loop.create_connection(make, target.host, target.port)
-        else:
-            _, connection = await loop.create_unix_connection(make, target.path)
+    async def _greeted(self, address: str) -> ClientConnection:
+        connection = await self._dial(address)
         try:
             await connection.greeted
         except asyncio.CancelledError:

@@ -7,9 +7,11 @@ import contextlib
 import heapq
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from dynamo_core.clock import Clock
+
+T = TypeVar("T")
 
 _COMPACT_AT = 64
 
@@ -111,6 +113,25 @@ async def wait_within(clock: Clock, timeout_s: float, waiting: Coroutine[Any, An
     try:
         await asyncio.wait((work, limit), return_when=asyncio.FIRST_COMPLETED)
         return work.done()
+    finally:
+        for task in (work, limit):
+            task.cancel()
+        await asyncio.gather(work, limit, return_exceptions=True)
+
+
+async def result_within(clock: Clock, timeout_s: float, waiting: Coroutine[Any, Any, T]) -> T:
+    """Await a result for at most ``timeout_s``; what does not come is cancelled.
+
+    Raises:
+        TimeoutError: if it did not come in time.
+    """
+    work = asyncio.ensure_future(waiting)
+    limit = asyncio.ensure_future(clock.sleep(timeout_s))
+    try:
+        await asyncio.wait((work, limit), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise TimeoutError(f"no answer within {timeout_s:g} s")
+        return work.result()
     finally:
         for task in (work, limit):
             task.cancel()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
+import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
+import trustme
 import uvloop
 
 from dynamo_core.clock import SystemClock
@@ -138,3 +144,256 @@ async def _send_and_read(address: str, data: bytes) -> bytes:
         return b""
     finally:
         writer.close()
+
+
+class Proxy:
+    """A TCP proxy before a server, that delays, drops or resets what passes.
+
+    Attributes:
+        port: Where it listens.
+        delay_s: Wait before each piece that passes.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.port = 0
+        self.delay_s = 0.0
+        self._target = target
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def cut(self) -> None:
+        """Let nothing pass, and tell nobody: what is sent waits, as behind a cable that was pulled."""
+        self._open.clear()
+
+    def heal(self) -> None:
+        """Let everything pass again."""
+        self._open.set()
+
+    def reset(self) -> None:
+        """Reset every connection; new ones are accepted."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._server is not None:
+            self._server.close()
+        self.reset()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        await self._open.wait()
+        try:
+            onward = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers.add(onward[1])
+        for source, sink in ((reader, onward[1]), (onward[0], writer)):
+            task = asyncio.get_running_loop().create_task(self._pass(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                await self._open.wait()
+                await asyncio.sleep(self.delay_s)
+                sink.write(data)
+        self._writers.discard(sink)
+        sink.transport.abort()
+
+
+@pytest_asyncio.fixture
+async def proxy() -> AsyncIterator[Callable[[int], Awaitable[Proxy]]]:
+    """Put proxies before ports."""
+    made: list[Proxy] = []
+
+    async def start(target: int) -> Proxy:
+        made.append(Proxy(target))
+        await made[-1].start()
+        return made[-1]
+
+    yield start
+    for each in made:
+        await each.close()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+class Authority:
+    """A certificate authority and the files of what it issues."""
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = trustme.CA()
+        self._folder = folder
+        self.ca_file = folder / "ca.pem"
+        self._authority.cert_pem.write_to_path(str(self.ca_file))
+
+    def issue(self, *names: str, to: str) -> tuple[Path, Path]:
+        """Write a certificate for names and its key; return both files. A second one of that file name replaces it."""
+        certificate, key = self._folder / f"{to}.pem", self._folder / f"{to}.key"
+        issued = self._authority.issue_cert(*names)
+        issued.private_key_pem.write_to_path(str(key))
+        certificate.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+        return certificate, key
+
+
+class Server:
+    """A real server of Debian's packages on a loopback port of its own, to kill and to start again.
+
+    Args:
+        program: Its command; a missing one fails the test.
+        folder: Where it keeps its data and its log.
+
+    Attributes:
+        ready: What it says once it serves.
+    """
+
+    ready = ""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def host_port(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    def arguments(self) -> list[str]:
+        """Its flags."""
+        raise AssertionError("a server must say its flags")
+
+    def start(self) -> None:
+        """Start it and wait until it says that it is ready."""
+        with (self.folder / "log").open("wb") as log:
+            self._process = subprocess.Popen([self._program, *self.arguments()], stdout=log, stderr=log)
+        give_up_at = time.monotonic() + 20
+        while self.ready not in (said := (self.folder / "log").read_text()):
+            assert self._process.poll() is None, said
+            assert time.monotonic() < give_up_at, said
+            time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it. Idempotent."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def wipe(self) -> None:
+        """Delete its data."""
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+
+
+class EtcdServer(Server):
+    """An etcd of one member."""
+
+    ready = "ready to serve client requests"
+    extra: tuple[str, ...] = ()
+    scheme = "http"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("etcd", folder)
+
+    def arguments(self) -> list[str]:
+        """Serve clients on the port, with no peers."""
+        client = f"{self.scheme}://{self.host_port}"
+        return [
+            *("--data-dir", str(self.folder / "data"), "--name", "test"),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", "http://127.0.0.1:0", "--initial-advertise-peer-urls", "http://127.0.0.1:1"),
+            *("--initial-cluster", "test=http://127.0.0.1:1", *self.extra),
+        ]
+
+    def control(self, *arguments: str) -> str:
+        """Run ``etcdctl``, the operators' command."""
+        command = ["etcdctl", "--endpoints", self.host_port, *arguments]
+        done = subprocess.run(command, capture_output=True, env={"ETCDCTL_API": "3", "PATH": "/usr/bin"}, check=True)
+        return done.stdout.decode()
+
+
+class NatsServer(Server):
+    """A NATS server."""
+
+    ready = "Server is ready"
+    extra: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("nats-server", folder)
+
+    def arguments(self) -> list[str]:
+        """Serve clients on the port."""
+        return ["-a", "127.0.0.1", "-p", str(self.port), *self.extra]
+
+
+@pytest.fixture(scope="session")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """An etcd for tests that leave it running."""
+    yield from _running(EtcdServer(tmp_path_factory.mktemp("etcd")))
+
+
+@pytest.fixture
+def own_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
+    """An etcd for one test, to do anything with."""
+    folder = tmp_path / "etcd"
+    folder.mkdir()
+    yield from _running(EtcdServer(folder))
+
+
+@pytest.fixture(scope="session")
+def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A NATS server for tests that leave it running."""
+    yield from _running(NatsServer(tmp_path_factory.mktemp("nats")))
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """A NATS server for one test, to do anything with."""
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    yield from _running(NatsServer(folder))
+
+
+ServerT = TypeVar("ServerT", bound=Server)
+
+
+def _running(server: ServerT) -> Iterator[ServerT]:
+    server.start()
+    yield server
+    server.kill()
+
+
+def _free_port() -> int:
+    """Return a port that nobody has, below those that the kernel gives to connections.
+
+    A client that dials a port of the kernel's range again and again, while nobody listens there, may be given that very
+    port and then talks to itself.
+    """
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", 15_000 + secrets.randbelow(15_000)))
+            return int(probe.getsockname()[1])

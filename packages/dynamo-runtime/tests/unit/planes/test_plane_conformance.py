@@ -1,10 +1,11 @@
-"""The TCP request plane keeps the contract, over TCP and unix sockets."""
+"""The request planes keep the contract: TCP, unix sockets, TLS, and NATS with a real server."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,9 +53,43 @@ class UnixSuite:
         return f"unix://{self._path}/absent.sock"
 
 
+class TlsSuite(TcpSuite):
+    @pytest.fixture(autouse=True)
+    def _certificates(self, authority: Any) -> None:
+        cert, key = authority.issue("127.0.0.1", to="plane")
+        self._tls = {"tls_ca": str(authority.ca_file), "tls_cert": str(cert), "tls_key": str(key)}
+
+    async def make_plane(self) -> RequestPlane:
+        factory = plugins.load("request_planes", "tcp")
+        return factory("tcp://127.0.0.1:0", clock=SystemClock(), options=self._tls)
+
+
+class NatsSuite:
+    max_payload_bytes = MAX_PAYLOAD_BYTES
+
+    @pytest.fixture(autouse=True)
+    def _server(self, shared_nats: Any) -> None:
+        self._host_port = shared_nats.host_port
+
+    async def make_plane(self) -> RequestPlane:
+        factory = plugins.load("request_planes", "nats")
+        return factory(f"nats://{self._host_port}", clock=SystemClock(), options={})
+
+    def unreachable_address(self) -> str:
+        return f"nats://{self._host_port}/nobody"
+
+
 class TestTcp(TcpSuite, RequestPlaneConformance):
     pass
 
 
 class TestUnix(UnixSuite, RequestPlaneConformance):
+    pass
+
+
+class TestTls(TlsSuite, RequestPlaneConformance):
+    pass
+
+
+class TestNats(NatsSuite, RequestPlaneConformance):
     pass

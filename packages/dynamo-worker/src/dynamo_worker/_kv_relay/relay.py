@@ -52,6 +52,7 @@ class KvEventRelay:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
         self._next: int | None = None
+        self._first_payload = b""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -83,8 +84,10 @@ class KvEventRelay:
 
     async def _take(self, sequence: int, payload: bytes) -> None:
         if self._next is not None and sequence < self._next:
-            if sequence:
-                return  # replayed already
+            # What was replayed may come again through the subscription; so may the first message, which is no restart
+            # then. A restarted engine's first message has another time stamp.
+            if sequence or payload == self._first_payload:
+                return
             log.info("engine began anew", endpoint=self._endpoint)
             self._translator.clear()
         elif self._next is not None and sequence > self._next:
@@ -125,6 +128,8 @@ class KvEventRelay:
 
     def _apply(self, sequence: int, payload: bytes) -> None:
         self._next = sequence + 1
+        if sequence == 0:
+            self._first_payload = payload
         try:
             batch = decode_batch(payload)
             self._translator.apply(batch)

@@ -38,7 +38,7 @@ def load_engine(settings: ReferenceSettings, events: BlockEvents, connector: KvC
     folder = settings.model_folder
     config = ModelConfig.load(folder)
     max_context = _max_context(settings, config)
-    model = LlamaModel(config, SafetensorsFolder(folder), max_context)
+    model = load_model(settings, config, max_context)
     layout = BlockLayout(
         config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, settings.kv_cache_dtype
     )
@@ -53,6 +53,15 @@ def load_engine(settings: ReferenceSettings, events: BlockEvents, connector: KvC
     scheduler = Scheduler(limits, pool, connector)
     core = EngineCore(model, cache, pool, scheduler, max_context=max_context, eos_token_ids=config.eos_token_ids)
     return LoadedEngine(core, config, max_context)
+
+
+def load_model(settings: ReferenceSettings, config: ModelConfig, max_context: int) -> LlamaModel:
+    """Load the weights. Blocks.
+
+    Raises:
+        ConfigurationError: if they cannot be loaded.
+    """
+    return LlamaModel(config, SafetensorsFolder(settings.model_folder), max_context)
 
 
 def _max_context(settings: ReferenceSettings, config: ModelConfig) -> int:

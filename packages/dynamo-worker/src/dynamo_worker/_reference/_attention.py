@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dynamo_worker._reference._lora import LoraAdapter
+
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
@@ -27,11 +29,13 @@ class Segment:
         token_ids: Tokens to compute.
         start: Position of the first of them; the KV of all earlier positions is in the cache.
         block_ids: Block table that covers ``start + len(token_ids)`` tokens.
+        adapter: Low-rank adapter it is computed with.
     """
 
     token_ids: Sequence[int]
     start: int
     block_ids: Sequence[int]
+    adapter: LoraAdapter | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from dynamo_core.enums import FinishReason
-from dynamo_core.errors import DynamoError, InternalError
+from dynamo_core.errors import ConflictError, DynamoError, InternalError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_core.load import QueuedStats, ScheduledStats
 from dynamo_core.requests import GenerateChunk, GenerateRequest, Usage
@@ -15,6 +15,7 @@ from dynamo_core.tokens import pack_tokens
 from dynamo_worker._reference._attention import Segment
 from dynamo_worker._reference._block_pool import BlockPool
 from dynamo_worker._reference._kv_cache import KVCache
+from dynamo_worker._reference._lora import LoraAdapter
 from dynamo_worker._reference._model import LlamaModel
 from dynamo_worker._reference._sampler import SampledToken, sample
 from dynamo_worker._reference._scheduler import ScheduledSequence, Scheduler, SchedulerOutput
@@ -78,7 +79,7 @@ class EngineCore:
         self.cache = cache
         self.pool = pool
         self.scheduler = scheduler
-        self._model = model
+        self._model: LlamaModel | None = model
         self._max_context = max_context
         self._eos_token_ids = tuple(eos_token_ids)
         self._owners: dict[Sequence, ActiveRequest] = {}
@@ -97,7 +98,7 @@ class EngineCore:
         total = sum(prompt for _, prompt in recent)
         return sum(cached for cached, _ in recent) / total if total else None
 
-    def activate(self, request: GenerateRequest, seed: int) -> ActiveRequest:
+    def activate(self, request: GenerateRequest, seed: int, adapter: LoraAdapter | None = None) -> ActiveRequest:
         """Wrap a request; ``add`` queues it."""
         eos = () if request.stop.ignore_eos else request.eos_token_ids or self._eos_token_ids
         sequences = [
@@ -110,6 +111,8 @@ class EngineCore:
             )
             for choice in range(request.sampling.n)
         ]
+        for sequence in sequences:
+            sequence.adapter = adapter
         return ActiveRequest(request, sequences, frozenset((*eos, *request.stop.stop_token_ids)), len(sequences))
 
     def add(self, active: ActiveRequest) -> None:
@@ -156,6 +159,25 @@ class EngineCore:
             if token is not None:
                 self._accept(sequence, token)
         return stats
+
+    def sleep(self, *, drop_weights: bool) -> list[BlockDescriptor]:
+        """Give the memory of the cache back, and that of the weights if asked; return the blocks that are gone.
+
+        Raises:
+            ConflictError: if blocks are held.
+        """
+        if self.pool.num_used_blocks:
+            raise ConflictError(f"{self.pool.num_used_blocks} KV blocks are in use; drain the engine first")
+        dropped = self.pool.clear()
+        self.cache.release()
+        if drop_weights:
+            self._model = None
+        return dropped
+
+    def wake(self, model: LlamaModel | None) -> None:
+        """Take memory again; ``model`` replaces weights that were dropped."""
+        self.cache.allocate()
+        self._model = model or self._model
 
     def read_blocks(self, hashes: Items[int]) -> list[bytes]:
         """Copy out the longest known prefix of blocks."""
@@ -212,6 +234,7 @@ class EngineCore:
     def _compute(self, items: list[ScheduledSequence]) -> list[tuple[ScheduledSequence, SampledToken | None]]:
         if not items:
             return []
+        assert self._model is not None
         logits = self._model.forward([_segment(item) for item in items], self.cache)
         rows = [row for row, item in enumerate(items) if item.completes]
         chosen: list[SampledToken | None] = [None] * len(items)
@@ -265,7 +288,7 @@ class EngineCore:
 def _segment(item: ScheduledSequence) -> Segment:
     sequence = item.sequence
     start = sequence.num_computed_tokens
-    return Segment(sequence.tokens[start : start + item.num_tokens], start, sequence.block_ids)
+    return Segment(sequence.tokens[start : start + item.num_tokens], start, sequence.block_ids, sequence.adapter)
 
 
 def _chunk(

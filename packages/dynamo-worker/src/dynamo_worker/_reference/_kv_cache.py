@@ -22,10 +22,16 @@ class KVCache:
 
     def __init__(self, layout: BlockLayout, num_blocks: int) -> None:
         self._layout = layout
-        self.data: npt.NDArray[np.floating] = np.zeros(
-            (layout.num_layers, num_blocks, layout.block_size, layout.kv_heads, 2, layout.head_dim),
-            dtype=_DTYPES[layout.dtype],
-        )
+        self._shape = (layout.num_layers, num_blocks, layout.block_size, layout.kv_heads, 2, layout.head_dim)
+        self.data: npt.NDArray[np.floating] = np.zeros(self._shape, dtype=_DTYPES[layout.dtype])
+
+    def release(self) -> None:
+        """Give the memory back; nothing may be read or written until ``allocate``."""
+        self.data = np.zeros((0, *self._shape[1:]), dtype=self.data.dtype)
+
+    def allocate(self) -> None:
+        """Take the memory again, empty."""
+        self.data = np.zeros(self._shape, dtype=self.data.dtype)
 
     @property
     def layout(self) -> BlockLayout:

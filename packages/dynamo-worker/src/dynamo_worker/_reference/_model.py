@@ -16,10 +16,12 @@ from dynamo_worker._reference._attention import AttentionPlan, Segment
 from dynamo_worker._reference._config import ModelConfig
 from dynamo_worker._reference._kv_cache import KVCache
 from dynamo_worker._reference._linear import Linear
+from dynamo_worker._reference._lora import LoraAdapter
 from dynamo_worker._reference._rope import rope_tables, rotate
 from dynamo_worker._reference._safetensors import SafetensorsFolder
 
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,20 @@ class _Layer:
     gate: Linear
     up: Linear
     down: Linear
+
+
+@dataclass(frozen=True)
+class _Products:
+    """The linear products of one layer, with the parts that adapters add."""
+
+    layer: int
+    adapted: list[tuple[LoraAdapter, Ints]]
+
+    def __call__(self, linear: Linear, name: str, rows: Floats) -> Floats:
+        out = linear(rows)
+        for adapter, indices in self.adapted:
+            adapter.add(self.layer, name, indices, rows, out)
+        return out
 
 
 class LlamaModel:
@@ -65,12 +81,14 @@ class LlamaModel:
         plan = AttentionPlan(segments, cache.layout.block_size, config.num_heads // config.num_kv_heads)
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
         hidden = self._embeddings[np.concatenate([np.asarray(s.token_ids, dtype=np.int64) for s in segments])]
-        for layer, pages in zip(self._layers, cache.data, strict=True):
-            heads = layer.qkv(self._normalize(hidden, layer.attention_norm))
+        adapted = _adapted_rows(segments)
+        for index, (layer, pages) in enumerate(zip(self._layers, cache.data, strict=True)):
+            product = _Products(index, adapted)
+            heads = product(layer.qkv, "qkv", self._normalize(hidden, layer.attention_norm))
             query, key, value = self._split_heads(heads, cos, sin)
             pages[plan.blocks, plan.offsets] = np.stack((key, value), axis=2)
-            hidden += layer.out(plan.attend(query, pages))
-            hidden += self._mlp(layer, hidden)
+            hidden += product(layer.out, "out", plan.attend(query, pages))
+            hidden += self._mlp(layer, hidden, product)
         return self._head(self._normalize(hidden[plan.last_rows], self._norm))
 
     def _split_heads(self, heads: Floats, cos: Floats, sin: Floats) -> tuple[Floats, Floats, Floats]:
@@ -79,16 +97,28 @@ class LlamaModel:
         rotated = rotate(heads[:, : queries + keys], cos, sin)
         return rotated[:, :queries], rotated[:, queries:], heads[:, queries + keys :]
 
-    def _mlp(self, layer: _Layer, hidden: Floats) -> Floats:
+    def _mlp(self, layer: _Layer, hidden: Floats, product: _Products) -> Floats:
         normal = self._normalize(hidden, layer.mlp_norm)
-        gate, up = layer.gate(normal), layer.up(normal)
+        gate, up = product(layer.gate, "gate", normal), product(layer.up, "up", normal)
         with np.errstate(over="ignore"):  # a far negative gate divides by infinity, which is its limit: zero
-            return layer.down(gate / (np.float32(1.0) + np.exp(-gate)) * up)
+            return product(layer.down, "down", gate / (np.float32(1.0) + np.exp(-gate)) * up)
 
     def _normalize(self, hidden: Floats, weight: Floats) -> Floats:
         mean_square: Floats = np.einsum("rh,rh->r", hidden, hidden)[:, None] / np.float32(hidden.shape[-1])
         norm: Floats = np.sqrt(mean_square + np.float32(self.config.rms_norm_eps))
         return hidden / norm * weight
+
+
+def _adapted_rows(segments: Sequence[Segment]) -> list[tuple[LoraAdapter, Ints]]:
+    """Return each adapter of a batch with the rows that use it."""
+    rows: dict[LoraAdapter, list[Ints]] = {}
+    first = 0
+    for segment in segments:
+        count = len(segment.token_ids)
+        if segment.adapter is not None:
+            rows.setdefault(segment.adapter, []).append(np.arange(first, first + count))
+        first += count
+    return [(adapter, np.concatenate(found)) for adapter, found in rows.items()]
 
 
 def _load_layer(config: ModelConfig, weights: SafetensorsFolder, index: int) -> _Layer:

@@ -30,9 +30,9 @@ class SafetensorsFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, _SafetensorsFile] = {}
+        self._files: dict[str, SafetensorsFile] = {}
         for path in _weight_files(folder):
-            opened = _SafetensorsFile(path)
+            opened = SafetensorsFile(path)
             for name in opened:
                 self._files[name] = opened
         self._folder = folder
@@ -52,7 +52,16 @@ class SafetensorsFolder:
         return found.read(name, shape)
 
 
-class _SafetensorsFile:
+class SafetensorsFile:
+    """The tensors of one file; iterating gives their names.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigurationError: if it cannot be read or is not valid safetensors; it names the file.
+    """
+
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
@@ -66,7 +75,14 @@ class _SafetensorsFile:
         return (name for name in self._header if name != "__metadata__")
 
     def read(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        entry = self._header[name]
+        """Return a tensor as float32.
+
+        Raises:
+            ConfigurationError: if it is missing or has another shape or an unknown type.
+        """
+        entry = self._header.get(name)
+        if entry is None:
+            raise self._invalid(f"tensor {name!r} is missing")
         dtype, stored = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
         if dtype not in _DTYPES:
             raise self._invalid(f"tensor {name!r} has dtype {dtype}; convert it to F32, F16 or BF16")

@@ -31,6 +31,7 @@ class ReferenceSettings(DynamoSettings):
     enable_prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prefixes")
     kv_cache_dtype: Literal["f32", "f16"] = Field("f32", description="element type of the KV cache: f32 or f16")
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of unseeded requests; the worker's if unset")
+    lora: list[str] = Field(default_factory=list[str], description="adapters to load at start, as NAME=FOLDER")
     num_threads: int = Field(1, ge=1, description="threads of one matrix product")
 
     @classmethod
@@ -44,6 +45,7 @@ class ReferenceSettings(DynamoSettings):
         mine = {name: value for name, value in source.items() if name.startswith(cls.env_name(""))}
         settings = resolve_settings("--engine reference", [cls], args, environ=mine).get(cls)
         settings.require_model()
+        _ = settings.adapters
         return settings
 
     @property
@@ -56,6 +58,19 @@ class ReferenceSettings(DynamoSettings):
     def model_name(self) -> str:
         """Name that clients use."""
         return self.served_model_name or self.model_folder.resolve().name
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Adapters to load at start: name to folder.
+
+        Raises:
+            ConfigurationError: for an entry that is not NAME=FOLDER.
+        """
+        pairs = [entry.partition("=") for entry in self.lora]
+        for entry, (name, _, folder) in zip(self.lora, pairs, strict=True):
+            if not name or not folder:
+                raise ConfigurationError(f"option --lora has the value {entry!r}; give NAME=FOLDER")
+        return {name: Path(folder) for name, _, folder in pairs}
 
     def require_model(self) -> None:
         """Check that the model folder is there.

@@ -44,7 +44,6 @@ def _require_features(request: GenerateRequest) -> None:
         "guided": request.sampling.guided is not None,
         "prompt_logprobs": request.output.prompt_logprobs is not None,
         "max_thinking_tokens": request.stop.max_thinking_tokens is not None,
-        "lora": bool(request.routing.lora),
         "handoff": request.handoff is not None,
         "extra": bool(request.extra),
     }

@@ -8,27 +8,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import msgspec
 
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
-from dynamo_core.errors import CapacityExhaustedError, DynamoError, UnavailableError
+from dynamo_core.errors import (
+    CapacityExhaustedError,
+    ConflictError,
+    DynamoError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from dynamo_core.ids import WorkerId
 from dynamo_core.kv import BlockAccess, BlockDescriptor
 from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_worker._mailbox import Mailbox
-from dynamo_worker._reference._assembly import LoadedEngine, load_engine
+from dynamo_worker._reference._assembly import LoadedEngine, load_engine, load_model
 from dynamo_worker._reference._core import ActiveRequest, Output, StepStats
 from dynamo_worker._reference._delivery import Delivery
 from dynamo_worker._reference._events import BlockEvents
+from dynamo_worker._reference._lora_store import LoraStore
 from dynamo_worker._reference._metrics import EngineMetrics
+from dynamo_worker._reference._model import LlamaModel
 from dynamo_worker._reference._scheduler import waiting_prefill_tokens
 from dynamo_worker._reference._settings import ReferenceSettings
 from dynamo_worker._reference._step_thread import StepThread
 from dynamo_worker._reference._validation import require_servable
 
-CAPABILITIES = ("logit_bias", "logprobs", "min_p", "n", "penalties", "seed", "top_k")
+CAPABILITIES = ("logit_bias", "logprobs", "lora", "min_p", "n", "penalties", "seed", "top_k")
 _SEED_MASK = (1 << 64) - 1
 
 
@@ -68,6 +79,8 @@ class ReferenceEngine:
         loaded = await asyncio.to_thread(load_engine, self._settings, self._events, context.kv_connector)
         self._running = _Running(loaded, self._settings, context, self._notify, self._events.unbind)
         self._running.thread.start()
+        for name, folder in self._settings.adapters.items():
+            await self._running.loras.load(name, folder)
         await self._running.thread.call(lambda: self._events.bind(context.kv_connector, loaded.core.cache))
         return _engine_config(self._settings, loaded)
 
@@ -169,6 +182,35 @@ class ReferenceEngine:
         running = self._require_running()
         return await running.thread.call(self._clear)
 
+    async def load_lora(self, name: str, path: str) -> None:
+        """Load an adapter in PEFT's layout; raises as ``SupportsLora`` says, and for adapters that do not fit."""
+        await self._require_running().loras.load(name, Path(path))
+
+    async def unload_lora(self, name: str) -> None:
+        """Unload an adapter once no request uses it; new requests for it are refused at once."""
+        await self._require_running().loras.unload(name)
+
+    async def list_loras(self) -> list[str]:
+        """Names of loaded adapters."""
+        return self._require_running().loras.names
+
+    async def sleep(self, level: int = 1) -> None:
+        """Give the KV cache's memory back, at level 2 that of the weights too. Requests are refused until ``wake``.
+
+        Raises:
+            ConflictError: if requests run.
+            InvalidRequestError: for another level.
+        """
+        if level not in (1, 2):
+            raise InvalidRequestError(f"sleep level {level} is not 1 or 2", param="level")
+        dropped = await self._require_running().sleep(level)
+        self._events.on_drop(dropped)
+
+    async def wake(self) -> None:
+        """Take memory again and load dropped weights. Harmless when awake."""
+        running = self._require_running()
+        await running.wake(lambda: load_model(self._settings, running.config, running.max_context))
+
     def _clear(self) -> int:
         dropped = self._require_running().core.pool.clear()
         self._events.on_drop(dropped)
@@ -199,7 +241,10 @@ class _Running:
     ) -> None:
         self.core = loaded.core
         self.thread = StepThread(loaded.core, self._deliver, context.clock.monotonic, on_exit)
-        self._loaded = loaded
+        self.config = loaded.config
+        self.max_context = loaded.max_context
+        self.loras = LoraStore(loaded.config)
+        self._sleep_level = 0
         self._context = context
         self._notify = notify
         self._metrics = EngineMetrics(context.metrics)
@@ -215,12 +260,17 @@ class _Running:
         self._require_open()
         require_servable(
             request,
-            vocab_size=self._loaded.config.vocab_size,
-            max_context=self._loaded.max_context,
-            eos=self._loaded.config.eos_token_ids,
+            vocab_size=self.config.vocab_size,
+            max_context=self.max_context,
+            eos=self.config.eos_token_ids,
         )
-        active = self.core.activate(request, self._seed_of(request))
+        lora = self.loras.resolve(request)
+        adapter = self.loras.acquire(lora)
+        if lora != request.routing.lora:
+            request = msgspec.structs.replace(request, routing=msgspec.structs.replace(request.routing, lora=lora))
+        active = self.core.activate(request, self._seed_of(request), adapter)
         if not self.thread.post(lambda: self.core.add(active)):
+            self.loras.release(adapter)
             raise UnavailableError("the engine has stopped", reason="backend.engine_shutdown")
         self._deliveries[active] = Delivery(sink)
         self._idle.clear()
@@ -241,6 +291,25 @@ class _Running:
         self._is_draining = True
         await self._idle.wait()
 
+    async def sleep(self, level: int) -> list[BlockDescriptor]:
+        if self._deliveries:
+            raise ConflictError(f"{len(self._deliveries)} requests run; drain the worker before it sleeps")
+        if self._sleep_level:
+            raise ConflictError("the engine sleeps already")
+        self._sleep_level = level
+        try:
+            return await self.thread.call(lambda: self.core.sleep(drop_weights=level > 1))
+        except ConflictError:
+            self._sleep_level = 0
+            raise
+
+    async def wake(self, load: Callable[[], LlamaModel]) -> None:
+        if not self._sleep_level:
+            return
+        model = await asyncio.to_thread(load) if self._sleep_level > 1 else None
+        await self.thread.call(lambda: self.core.wake(model))
+        self._sleep_level = 0
+
     def load(self) -> ReportedLoad:
         running, waiting = len(self.core.scheduler.running), list(self.core.scheduler.waiting)
         return ReportedLoad(
@@ -256,6 +325,8 @@ class _Running:
     def _require_open(self) -> None:
         if self._is_draining:
             raise UnavailableError("the engine drains; send the request to another worker", reason="backend.draining")
+        if self._sleep_level:
+            raise UnavailableError("the engine sleeps; wake it or use another worker", reason="backend.draining")
         if len(self._deliveries) >= self._max_requests:
             raise CapacityExhaustedError(
                 f"{len(self._deliveries)} requests run or wait, which is the limit; retry later or on another worker",
@@ -272,17 +343,21 @@ class _Running:
         for active, item in outputs:
             delivery = self._deliveries[active]
             if isinstance(item, DynamoError):
-                del self._deliveries[active]
+                self._forget(active)
                 delivery.fail(item)
                 continue
             if item.usage is not None:
-                del self._deliveries[active]
+                self._forget(active)
             delivery.push(item)
         if not self._deliveries:
             self._idle.set()
         self._metrics.observe(self.core, stats, wall_time_s)
         if stats is not None:
             self._notify(self._forward_pass(stats, wall_time_s))
+
+    def _forget(self, active: ActiveRequest) -> None:
+        del self._deliveries[active]
+        self.loras.release(active.sequences[0].adapter)
 
     def _forward_pass(self, stats: StepStats, wall_time_s: float) -> ForwardPassMetrics:
         return ForwardPassMetrics(

@@ -77,6 +77,9 @@ class Publisher:
             await self.socket.send_multipart([b"", self.sequence.to_bytes(8, "big"), payload])
         self.sequence += 1
 
+    async def repeat(self, sequence: int) -> None:
+        await self.socket.send_multipart([b"", sequence.to_bytes(8, "big"), dict(self.kept)[sequence]])
+
     async def close(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
@@ -153,6 +156,18 @@ async def test_what_came_before_the_relay_is_replayed(rig: Any) -> None:
     relay.start()
     await sink.until(2)
     assert sink.kinds == ["stored", "removed"]
+
+
+async def test_a_first_message_that_was_replayed_too_is_no_restart(rig: Any) -> None:
+    publisher, relay, sink = rig()
+    await publisher.publish(stored([11], TOKENS[:4]), lost=True)
+    relay.start()
+    await publisher.subscribed()
+    await sink.until(1)
+    await publisher.repeat(0)
+    await publisher.publish(stored([12], TOKENS[4:], parent=11))
+    await sink.until(2)
+    assert sink.kinds == ["stored", "stored"]
 
 
 async def test_a_gap_is_filled_from_the_replay(rig: Any) -> None:

@@ -13,7 +13,6 @@ from dynamo_core.requests import (
     GuidedDecoding,
     OutputOptions,
     PrefillResult,
-    RoutingHints,
     SamplingOptions,
     StopConditions,
 )
@@ -34,7 +33,6 @@ REFUSED = {
     "guided": sampling(guided=GuidedDecoding(regex="a+")),
     "prompt_logprobs": generate_request([5], output=OutputOptions(prompt_logprobs=1)),
     "max_thinking_tokens": generate_request([5], stop=StopConditions(max_thinking_tokens=3)),
-    "lora": generate_request([5], routing=RoutingHints(lora="x")),
     "handoff": generate_request([5], handoff=PrefillResult()),
     "extra": generate_request([5], extra={"x": 1}),
     "token_ids": generate_request([5, 100]),

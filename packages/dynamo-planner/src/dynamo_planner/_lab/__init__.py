@@ -1,0 +1,1 @@
+"""The planner's laboratory: recorded traces, a simulated fleet, rival policies, back-tests and reports."""
