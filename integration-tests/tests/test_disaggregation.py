@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from dynamo_core import plugins
@@ -18,7 +19,7 @@ from dynamo_core.requests import GenerateChunk, GenerateRequest, PrefillResult, 
 from dynamo_core.streams import open_stream
 from dynamo_core.tokens import pack_tokens, unpack_tokens
 from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST, INSTANCE
-from dynamo_integration_tests.stack import DynamoProcess
+from dynamo_integration_tests.stack import DynamoProcess, wait_until
 
 PROMPT = [100 + 7 * i % 900 for i in range(700)]
 BLOCKS_TOKENS = 688
@@ -114,3 +115,28 @@ async def test_a_killed_prefill_worker_costs_only_its_computation(tmp_path: Path
             answer = await ask(plane, instances["backend"], request("after", first=9))
             assert len(tokens(answer)) == 40
             assert cached(answer) == 0
+
+
+def test_a_client_sees_no_difference(tmp_path: Path) -> None:
+    split, alone = tmp_path / "split", tmp_path / "alone"
+    with contextlib.ExitStack() as stack:
+        for folder, flags in ((split, ("--role", "prefill")), (split, DECODE), (alone, ())):
+            stack.enter_context(start_worker(folder, *flags)).wait_for("worker ready")
+        fronts = [stack.enter_context(start_frontend(folder)) for folder in (split, alone)]
+        answers = [complete(front.wait_for_url()) for front in fronts]
+    assert answers[0].choices[0].text == answers[1].choices[0].text
+    cached = [answer.usage.prompt_tokens_details.cached_tokens for answer in answers]
+    assert cached == [BLOCKS_TOKENS, 0]
+
+
+def start_frontend(folder: Path) -> DynamoProcess:
+    planes = ["--discovery", f"file://{folder}", "--request-plane", "tcp://127.0.0.1:0"]
+    return DynamoProcess(["frontend", *planes, "--event-bus", "zmq://127.0.0.1:0", "--http-port", "0"])
+
+
+def complete(url: str) -> openai.types.Completion:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=30) as client:
+        wait_until(lambda: bool(client.models.list().data), f"model at {url}")
+        return client.completions.create(
+            model="tinylm", prompt=PROMPT, max_tokens=40, temperature=0.8, seed=5, extra_body={"ignore_eos": True}
+        )

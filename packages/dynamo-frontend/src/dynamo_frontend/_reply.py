@@ -64,7 +64,17 @@ class ChoiceText:
         single_call: End the choice after its first tool call.
     """
 
-    __slots__ = ("_count", "_detokenizer", "_matcher", "_min_tokens", "_single_call", "calls", "parser")
+    __slots__ = (
+        "_count",
+        "_detokenizer",
+        "_matcher",
+        "_min_tokens",
+        "_single_call",
+        "_thinking",
+        "calls",
+        "parser",
+        "reasoning_tokens",
+    )
 
     def __init__(
         self,
@@ -82,6 +92,9 @@ class ChoiceText:
         self._count = 0
         self.parser = parser
         self.calls = 0
+        self.reasoning_tokens = 0
+        # Tokens so far while no answer has begun; None once one has, or without a parser.
+        self._thinking = 0 if parser is not None else None
 
     def push(self, token_ids: list[int]) -> tuple[str, int | None]:
         """Return the new visible text, and how many of the tokens count if a stop string was met."""
@@ -97,6 +110,23 @@ class ChoiceText:
             if matcher.matched is not None:
                 return "".join(found), index + 1
         return "".join(found), None
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the answer has yet to begin, so that tokens may be reasoning and are looked at one by one."""
+        return self._thinking is not None
+
+    def note(self, deltas: Sequence[ParsedDelta], tokens: int) -> None:
+        """Count reasoning: all tokens before the one that begins the answer, markers included, if any was reasoning."""
+        if self._thinking is None:
+            return
+        for delta in deltas:
+            if not (isinstance(delta, TextDelta) and delta.reasoning):
+                self._thinking = None
+                return
+        self._thinking += tokens
+        if deltas or self.reasoning_tokens:
+            self.reasoning_tokens = self._thinking
 
     def finish(self) -> str:
         """Return the text that was held back; nothing after a stop string."""
@@ -230,14 +260,38 @@ class Reply:
     def take(self, choice: int, token_ids: list[int], logprobs: Sequence[TokenLogprob]) -> int | None:
         """Take new tokens of a choice; see ``GenerationSink.tokens``."""
         state = self._choices[choice]
+        if state.parser is not None:
+            return self._take_parsed(state, state.parser, choice, token_ids, logprobs)
         text, counted = state.push(token_ids)
         if counted is not None and logprobs:
             logprobs = logprobs[:counted]
-        if state.parser is None:
-            if text or logprobs:
-                self.writer.text(choice, text, logprobs)
-            return counted
-        self._write_parsed(choice, state.parser.feed(text) if text else (), logprobs)
+        if text or logprobs:
+            self.writer.text(choice, text, logprobs)
+        return counted
+
+    def _take_parsed(
+        self,
+        state: ChoiceText,
+        parser: OutputParser,
+        choice: int,
+        token_ids: list[int],
+        logprobs: Sequence[TokenLogprob],
+    ) -> int | None:
+        deltas: list[ParsedDelta] = []
+        counted: int | None = None
+        done = 0
+        while done < len(token_ids) and counted is None:
+            # One by one until the answer begins: how many tokens were reasoning must not depend on their batches.
+            piece = token_ids[done : done + 1] if state.thinking else token_ids[done:]
+            text, met = state.push(piece)
+            found = parser.feed(text) if text else ()
+            state.note(found, len(piece))
+            deltas.extend(found)
+            counted = None if met is None else done + met
+            done += len(piece)
+        if counted is not None and logprobs:
+            logprobs = logprobs[:counted]
+        self._write_parsed(choice, deltas, logprobs)
         if counted is None and state.wants_no_more:
             return len(token_ids)
         return counted
@@ -250,9 +304,13 @@ class Reply:
             if rest:
                 self.writer.text(choice, rest, ())
         else:
-            self._write_parsed(choice, state.parser.feed(rest) if rest else (), ())
+            deltas = state.parser.feed(rest) if rest else ()
+            state.note(deltas, 0)
+            self._write_parsed(choice, deltas, ())
             if not state.wants_no_more:
-                self._write_parsed(choice, state.parser.finish(), ())
+                deltas = state.parser.finish()
+                state.note(deltas, 0)
+                self._write_parsed(choice, deltas, ())
         name = _FINISH_NAMES.get(reason, "stop")
         self.writer.finish(choice, "tool_calls" if state.calls and name == "stop" else name, state.stop)
 
@@ -301,7 +359,8 @@ class Reply:
             sum(part.prompt_tokens for part in parts),
             sum(part.completion_tokens for part in parts),
             sum(part.cached_tokens for part in parts),
-            sum(part.reasoning_tokens for part in parts),
+            # The worker's count where it has one: it knows the model's own markers.
+            sum(part.reasoning_tokens for part in parts) or sum(state.reasoning_tokens for state in self._choices),
         )
 
     def _end(self, error: DynamoError | None) -> None:
