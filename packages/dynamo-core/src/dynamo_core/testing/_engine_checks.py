@@ -10,8 +10,6 @@ from dynamo_core.testing.engine_plugin import chosen_engine
 class TestEngine(EngineConformance):
     """The engine that ``--engine`` names."""
 
-    factory = chosen_engine()[0]
-
     def make_engine(self) -> Engine:
         """Return a new engine with the flags of ``--engine-args``."""
         factory, flags = chosen_engine()
