@@ -59,10 +59,8 @@ def test_continuous_integration_ends_at_the_first_failure():
         "check",
         "semver",
         "release verify",
-        "stranger",
-        "compat",
+        "isolate",
         "wheels",
-        "imports",
         "readme",
         "docs",
     ]
