@@ -26,6 +26,12 @@ class Service(Base):
     names: list[str] = Field(default_factory=list, description="Names.")
 
 
+class Heir(Base):
+    renamed: ClassVar[Mapping[str, str]] = {"width": "size"}
+
+    size: int = Field(1, ge=1, description="Size.")
+
+
 class Other:
     size: int = 1
 """
@@ -66,6 +72,8 @@ def test_settings_are_read_with_all_their_forms(router):
         Setting("service", "port", "int", "80", "ge=0", "Port."),
         Setting("service", "folder", "str", None, "", "Folder."),
         Setting("service", "names", "list[str]", "list()", "", "Names."),
+        Setting("router", "size", "int", "1", "ge=1", "Size."),
+        Setting("router", "width", "int", "1", "ge=1", "Deprecated: the former name of `--size`"),
     ]
 
 

@@ -54,13 +54,16 @@ def test_actions_are_pinned_by_hash(path):
 def test_continuous_integration_ends_at_the_first_failure():
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "set -euo pipefail" in text
-    steps = re.findall(r'^step "uv run dyn ([a-z ]+)" uv run dyn (.+)$', text, re.MULTILINE)
+    steps = re.findall(r'^ *step "uv run dyn ([a-z ]+)" uv run dyn (.+)$', text, re.MULTILINE)
     assert [verb for verb, command in steps if command.startswith(verb)] == [
         "check",
         "semver",
         "release verify",
+        "compat",
         "isolate",
         "wheels",
         "readme",
         "docs",
+        "imports",
+        "stranger",
     ]

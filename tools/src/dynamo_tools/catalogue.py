@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dynamo_tools.source import parse
@@ -67,7 +67,12 @@ def settings(package: Package) -> list[Setting]:
     """Options of a package, by component and in the order of their fields."""
     classes = [node for path in _sources(package) for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)]
     known = {node.name: node for node in classes}
-    return [setting for node in classes if _is_settings(node, known) for setting in _fields(node)]
+    found: list[Setting] = []
+    for node in classes:
+        if _is_settings(node, known):
+            fields = list(_fields(node, _component(node, known)))
+            found += [*fields, *_former(node, fields)]
+    return found
 
 
 def settings_places(package: Package) -> list[tuple[str, str]]:
@@ -133,13 +138,31 @@ def _is_settings(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> bool:
     return False
 
 
-def _fields(node: ast.ClassDef) -> Iterator[Setting]:
-    component = next((text for name, text in _assigned(node) if name == "component" and text), node.name)
+def _component(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> str:
+    """What a class calls its component, or what it inherits; its own name if neither is there."""
+    if own := next((text for name, text in _assigned(node) if name == "component" and text), ""):
+        return own
+    bases = [name for base in node.bases if (name := ast.unparse(base).split(".")[-1]) in known and name != node.name]
+    inherited = (_component(known[name], known) for name in bases if _is_settings(known[name], known))
+    return next((text for text in inherited if text not in bases), node.name)
+
+
+def _fields(node: ast.ClassDef, component: str) -> Iterator[Setting]:
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             name, kind = item.target.id, ast.unparse(item.annotation)
             if name != "component" and not kind.startswith("ClassVar") and not name.startswith("_"):
                 yield _field(component, name, item)
+
+
+def _former(node: ast.ClassDef, fields: list[Setting]) -> Iterator[Setting]:
+    """Options under their former names, which ``renamed`` lists."""
+    by_name = {field.name: field for field in fields}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == "renamed" and item.value is not None:
+            for old, new in ast.literal_eval(item.value).items():
+                present = by_name[new]
+                yield replace(present, name=old, text=f"Deprecated: the former name of `{present.flag}`")
 
 
 def _field(component: str, name: str, item: ast.AnnAssign) -> Setting:

@@ -1,6 +1,6 @@
 """Gates that run a tool of the environment."""
 
-from dynamo_tools.gates import contracts, deps, lock, ruff, types
+from dynamo_tools.gates import contracts, deps, lock, ruff, types, workflows
 
 SRC = "packages/dynamo-router/src/dynamo_router/_a.py"
 
@@ -83,3 +83,14 @@ def test_an_unused_dependency_fails(tree):
 def test_a_lock_that_does_not_parse_fails(tree):
     [found] = tree.failures(lock.check)
     assert found.startswith("uv.lock:1: lock: ")
+
+
+def test_a_workflow_that_runs_what_a_stranger_typed_fails(tree):
+    assert tree.failures(workflows.check) == []
+    echo = "echo ${{ github.event.pull_request.title }}"
+    job = f"jobs:\n  a:\n    runs-on: ubuntu-24.04\n    permissions: {{}}\n    steps:\n      - run: {echo}\n"
+    tree.write(".github/workflows/a.yml", f"name: a\non: pull_request\npermissions: {{}}\n{job}")
+    found = tree.failures(workflows.check)
+    assert any(
+        line.startswith(".github/workflows/a.yml:9: workflows: ") and "template-injection" in line for line in found
+    )

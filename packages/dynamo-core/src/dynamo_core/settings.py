@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
-import types
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -22,6 +21,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dynamo_core._option_text import is_list, parse_flag, parse_text, plain_types
 from dynamo_core.errors import ConfigurationError
 
 S = TypeVar("S", bound="DynamoSettings")
@@ -37,6 +37,8 @@ class DynamoSettings(BaseSettings):
     # Inputs are hidden in pydantic's own error texts, which end up in tracebacks, since they may be secrets.
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
     component: ClassVar[str] = ""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former name of an option and its present one. Flag, variable and key of the former name still work, and warn."""
 
     @classmethod
     def settings_customise_sources(
@@ -127,10 +129,15 @@ def resolve_settings(  # noqa: PLR0913 - keyword-only options of one call per pr
         defaults: Values that this command uses in place of the classes' defaults.
 
     Raises:
-        ConfigurationError: for an unknown flag, variable or file key, or a bad value.
+        ConfigurationError: for an unknown flag, variable or file key, a bad value, or an option that one source gives
+            under two names.
+
+    Warns:
+        FutureWarning: for an option that is given by a former name.
     """
     environ = os.environ if environ is None else environ
     fields = _fields_by_name(kinds)
+    former = _former_names(kinds, fields)
     parser = _parser(prog, kinds, description)
     namespace, extra = parser.parse_known_args(list(argv))
     given = vars(namespace)
@@ -139,7 +146,7 @@ def resolve_settings(  # noqa: PLR0913 - keyword-only options of one call per pr
     if extra and not allow_extra_args:
         raise ConfigurationError(_unknown("flag", extra[0], [_flag(name) for name in fields], prog))
     origins: dict[str, SettingOrigin] = {}
-    values = _merge(fields, given, environ, config_path, defaults or {}, origins)
+    values = _merge(_Options(fields, former), given, environ, config_path, defaults or {}, origins)
     resolved = ResolvedSettings({kind: _build(kind, values, origins) for kind in kinds}, origins, list(extra))
     _record_defaults(resolved, kinds)
     if print_config:
@@ -163,18 +170,48 @@ def settings_schema(kinds: Sequence[type[DynamoSettings]]) -> dict[str, Any]:
     return merged
 
 
-def _fields_by_name(
-    kinds: Sequence[type[DynamoSettings]],
-) -> dict[str, tuple[type[DynamoSettings], FieldInfo]]:
+class _Options(typing.NamedTuple):
+    """The options of one command: class and declaration by name, and present name by former name."""
+
+    fields: Mapping[str, tuple[type[DynamoSettings], FieldInfo]]
+    former: Mapping[str, str]
+
+    def variables(self) -> dict[str, str]:
+        present = {name: kind.env_name(name) for name, (kind, _) in self.fields.items()}
+        return present | {old: self.fields[new][0].env_name(old) for old, new in self.former.items()}
+
+
+def _fields_by_name(kinds: Sequence[type[DynamoSettings]]) -> dict[str, tuple[type[DynamoSettings], FieldInfo]]:
     found: dict[str, tuple[type[DynamoSettings], FieldInfo]] = {}
     for kind in kinds:
         for name, info in kind.model_fields.items():
             if name in found:
-                raise ConfigurationError(
-                    f"option {name!r} is declared by {found[name][0].__name__} and {kind.__name__}"
-                )
+                other = found[name][0].__name__
+                raise ConfigurationError(f"option {name!r} is declared by {other} and {kind.__name__}")
             found[name] = (kind, info)
     return found
+
+
+def _former_names(kinds: Sequence[type[DynamoSettings]], fields: Mapping[str, Any]) -> dict[str, str]:
+    former: dict[str, str] = {}
+    for kind in kinds:
+        for old, new in kind.renamed.items():
+            if old in fields or old in former or new not in kind.model_fields:
+                raise ConfigurationError(f"{kind.__name__}.renamed: {old!r} cannot be a former name of {new!r}")
+            former[old] = new
+    return former
+
+
+def _in_present_names(given: Mapping[str, Any], former: Mapping[str, str], shown: Mapping[str, str]) -> dict[str, Any]:
+    """Values of one source by the present name of their option."""
+    present = {name: value for name, value in given.items() if name not in former}
+    for old in given.keys() & former.keys():
+        new = former[old]
+        if new in present:
+            raise ConfigurationError(f"{shown[old]} is the former name of {shown[new]}; give only {shown[new]}")
+        warnings.warn(f"{shown[old]} is deprecated; it is called {shown[new]} now", FutureWarning, stacklevel=2)
+        present[new] = given[old]
+    return present
 
 
 class _Parser(argparse.ArgumentParser):
@@ -190,6 +227,9 @@ def _parser(prog: str, kinds: Sequence[type[DynamoSettings]], description: str) 
         group = parser.add_argument_group(kind.component or kind.__name__, (kind.__doc__ or "").split("\n")[0])
         for name, info in kind.model_fields.items():
             _add_flag(group, kind, name, info)
+        for old, new in kind.renamed.items():
+            options = _flag_options(old, kind.model_fields[new])
+            group.add_argument(_flag(old), **options, help=argparse.SUPPRESS)
     return parser
 
 
@@ -201,57 +241,63 @@ def _add_flag(
 ) -> None:
     default = "" if info.is_required() else f" (default: {_show(info.get_default(call_default_factory=True))})"
     text = f"{info.description or ''}{default} [{kind.env_name(name)}]".replace("%", "%%")
-    options: dict[str, Any] = {"dest": name, "default": None, "help": text}
-    if bool in _plain_types(info.annotation):
+    group.add_argument(_flag(name), **_flag_options(name, info), help=text)
+
+
+def _flag_options(name: str, info: FieldInfo) -> dict[str, Any]:
+    options: dict[str, Any] = {"dest": name, "default": None}
+    if bool in plain_types(info.annotation):
         options["action"] = argparse.BooleanOptionalAction
     else:
         options["metavar"] = name.rsplit("_", 1)[-1].upper()
-    if _is_list(info.annotation):
+    if is_list(info.annotation):
         options["action"] = "append"
-    group.add_argument(_flag(name), **options)
+    return options
 
 
 def _merge(
-    fields: Mapping[str, tuple[type[DynamoSettings], FieldInfo]],
+    options: _Options,
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
     config_path: str | None,
     defaults: Mapping[str, Any],
     origins: dict[str, SettingOrigin],
 ) -> dict[str, Any]:
+    fields, former = options
+    variables = options.variables()
     values: dict[str, Any] = dict(defaults)
     for name in defaults:
         if name not in fields:
             raise ConfigurationError(_unknown("default", name, list(fields), "this command's settings"))
         origins[name] = SettingOrigin(value="", source="default", detail="of this command")
     if config_path:
-        for name, value in _read_config(Path(config_path), fields).items():
+        content = _read_config(Path(config_path), [*fields, *former])
+        keys = {name: f"option {name} of {config_path}" for name in variables}
+        for name, value in _in_present_names(content, former, keys).items():
             values[name] = value
             origins[name] = SettingOrigin(value="", source="file", detail=config_path)
-    for name, (kind, info) in fields.items():
-        variable = kind.env_name(name)
-        if variable in environ:
-            values[name] = _parse_text(environ[variable], info, variable)
-            origins[name] = SettingOrigin(value="", source="environment", detail=variable)
-    _refuse_unknown_variables(fields, environ)
-    for name, value in flags.items():
-        if value is not None:
-            values[name] = _parse_flag(value, fields[name][1], _flag(name))
-            origins[name] = SettingOrigin(value="", source="flag", detail=_flag(name))
+    set_ones = {name: environ[variable] for name, variable in variables.items() if variable in environ}
+    for name, text in _in_present_names(set_ones, former, variables).items():
+        values[name] = parse_text(text, fields[name][1], variables[name])
+        origins[name] = SettingOrigin(value="", source="environment", detail=variables[name])
+    _refuse_unknown_variables(fields, set(variables.values()), environ)
+    typed = {name: value for name, value in flags.items() if value is not None}
+    for name, value in _in_present_names(typed, former, {name: _flag(name) for name in variables}).items():
+        values[name] = parse_flag(value, fields[name][1], _flag(name))
+        origins[name] = SettingOrigin(value="", source="flag", detail=_flag(name))
     return values
 
 
 def _refuse_unknown_variables(
-    fields: Mapping[str, tuple[type[DynamoSettings], FieldInfo]], environ: Mapping[str, str]
+    fields: Mapping[str, tuple[type[DynamoSettings], FieldInfo]], known: set[str], environ: Mapping[str, str]
 ) -> None:
-    known = {kind.env_name(name) for name, (kind, _) in fields.items()}
     prefixes = {kind.env_name("") for kind, _ in fields.values() if kind.component}
     for variable in environ:
         if variable not in known and any(variable.startswith(prefix) for prefix in prefixes):
             raise ConfigurationError(_unknown("environment variable", variable, sorted(known), "the environment"))
 
 
-def _read_config(path: Path, fields: Mapping[str, Any], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_config(path: Path, known: Sequence[str], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -263,14 +309,14 @@ def _read_config(path: Path, fields: Mapping[str, Any], seen: tuple[Path, ...] =
     content = {str(key).replace("-", "_"): value for key, value in typing.cast("dict[Any, Any]", loaded).items()}
     parent = content.pop("parent", None)
     for name in content:
-        if name not in fields:
-            raise ConfigurationError(_unknown("option", name, list(fields), str(path)))
+        if name not in known:
+            raise ConfigurationError(_unknown("option", name, known, str(path)))
     if parent is None:
         return content
     parent_path = (path.parent / str(parent)).resolve()
     if parent_path in seen or parent_path == path.resolve():
         raise ConfigurationError(f"--config {path}: parent {parent} leads back to itself; remove the loop")
-    return {**_read_config(parent_path, fields, (*seen, path.resolve())), **content}
+    return {**_read_config(parent_path, known, (*seen, path.resolve())), **content}
 
 
 def _build(
@@ -306,46 +352,8 @@ def _record_defaults(resolved: ResolvedSettings, kinds: Sequence[type[DynamoSett
             resolved.origins[name] = origin.model_copy(update={"value": shown})
 
 
-def _parse_flag(value: Any, info: FieldInfo, flag: str) -> Any:
-    if isinstance(value, list):
-        items = typing.cast("list[str]", value)
-        return [part for item in items for part in _split(item, flag)]
-    return _parse_text(value, info, flag) if isinstance(value, str) else value
-
-
-def _parse_text(text: str, info: FieldInfo, where: str) -> Any:
-    if _is_list(info.annotation):
-        return _split(text, where)
-    if any(typing.get_origin(kind) is dict or kind is dict for kind in _plain_types(info.annotation)):
-        return _json(text, where)
-    return text
-
-
-def _split(text: str, where: str) -> list[Any]:
-    if text.lstrip().startswith("["):
-        return typing.cast("list[Any]", _json(text, where))
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{where}: {text!r} is not JSON: {error}") from error
-
-
-def _plain_types(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
-def _is_list(annotation: Any) -> bool:
-    return any(typing.get_origin(kind) in (list, tuple) for kind in _plain_types(annotation))
-
-
 def _is_secret(info: FieldInfo | None) -> bool:
-    return info is not None and any(kind in (SecretStr, SecretBytes) for kind in _plain_types(info.annotation))
+    return info is not None and any(kind in (SecretStr, SecretBytes) for kind in plain_types(info.annotation))
 
 
 def _show(value: Any) -> str:

@@ -21,6 +21,7 @@ from dynamo_tools.gates import (
     toplevel,
     types,
     words,
+    workflows,
 )
 from dynamo_tools.workspace import Workspace
 
@@ -57,6 +58,7 @@ GATES: tuple[Gate, ...] = (
     Gate("lock", lock.check, "uv.lock is up to date"),
     Gate("ranges", ranges.check, "requirements have the right bounds"),
     Gate("words", words.check, "files speak of the product"),
+    Gate("workflows", workflows.check, "workflows are safe"),
     Gate("toplevel", toplevel.check, "the tree keeps its shape"),
 )
 """Every gate but ``agents``, which needs the command's own parser; slow ones first, so that they start first."""
