@@ -1,4 +1,4 @@
-"""``dyn readme``: run every Python block of the READMEs and pages."""
+"""``dyn readme``: run every Python block of the READMEs and pages, and try every command of the product in them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from dynamo_tools.documented import commands, problems
 from dynamo_tools.examples import run_blocks
 from dynamo_tools.workspace import Workspace
 
 NAME = "readme"
-SUMMARY = "run the python blocks of READMEs and documentation pages in this environment"
+SUMMARY = "run the python blocks of READMEs and documentation pages in this environment, and try their commands"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +29,13 @@ def main(workspace: Workspace, arguments: argparse.Namespace) -> int:
             if block.result.returncode:
                 failed += 1
                 print(f"{workspace.relative(path)}:{block.line}: {NAME}: {block.result.tail()}")
+    found = [command for path in files for command in commands(workspace, path)]
+    refused = list(problems(found))
+    for command, problem in refused:
+        print(f"{workspace.relative(command.path)}:{command.line}: {NAME}: {problem}")
     print(f"{NAME}: ran {ran} blocks of {len(files)} files, {failed} failed")
-    return 1 if failed else 0
+    print(f"{NAME}: tried {len(found)} commands, {len(refused)} are not accepted")
+    return 1 if failed or refused else 0
 
 
 def pages(workspace: Workspace) -> list[Path]:
