@@ -45,6 +45,28 @@ def test_options_and_metrics_are_filled_in():
     assert "| `dynamo_router_decisions_total` | counter | `model`, `policy` |" in text
 
 
+def test_the_design_lists_modules_by_layer(tree):
+    source = "packages/dynamo-router/src/dynamo_router"
+    tree.append("packages/dynamo-router/pyproject.toml", '\n[tool.dynamo]\nlayers = ["_top", "_a | _part"]\n')
+    for name in ("_top.py", "_a.py", "_part/__init__.py"):
+        tree.write(f"{source}/{name}", f'"""What ``{name}`` holds,\nin two lines.\n\nMore.\n"""\n')
+    lines = site.expand("<!-- from the sources: design router -->", tree.workspace()).splitlines()
+    assert lines[2:] == [
+        "| 2 | `_top` | What `_top.py` holds, in two lines. |",
+        "| 1 | `_a` | What `_a.py` holds, in two lines. |",
+        "| 1 | `_part` | What `_part/__init__.py` holds, in two lines. |",
+    ]
+
+
+@pytest.mark.parametrize("package", WORKSPACE.packages, ids=lambda package: package.name)
+def test_every_package_page_has_the_sections_of_the_template(package):
+    folder = WORKSPACE.root / "docs" / "packages" / package.name.removeprefix("dynamo-")
+    headings = [line[3:] for line in (folder / "index.md").read_text().splitlines() if line.startswith("## ")]
+    wanted = ["Overview", "Design", "Errors", "Extension points", "Testing", "Compatibility"]
+    assert [heading for heading in headings if heading in wanted] == wanted
+    assert {path.name for path in folder.glob("*.md")} >= {"index.md", "configuration.md", "api.md"}
+
+
 def test_the_errors_of_a_component_are_those_it_raises():
     text = site.expand("<!-- from the sources: errors worker -->", WORKSPACE)
     assert "| `CapacityExhaustedError` | 529 |" in text

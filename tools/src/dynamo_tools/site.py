@@ -127,6 +127,23 @@ def _kinds(workspace: Workspace, _: Package) -> str:
     return _table(("entry-point group", "an entry is", "built in"), rows)
 
 
+def _design(_: Workspace, package: Package) -> str:
+    """Modules by layer, top first, each with the first line of its docstring."""
+    layers = package.config["tool"]["dynamo"]["layers"]
+    rows = [
+        (str(number), f"`{name}`", _words(_first_line(package.src, name)))
+        for number, layer in zip(range(len(layers), 0, -1), layers, strict=True)
+        for name in layer.split(" | ")
+    ]
+    return _table(("layer", "module", "holds"), rows)
+
+
+def _first_line(source: Path, module: str) -> str:
+    path = source / f"{module}.py"
+    docstring = ast.get_docstring(parse(path if path.is_file() else source / module / "__init__.py"))
+    return (docstring or "").partition("\n\n")[0].replace("``", "`")
+
+
 def _errors(workspace: Workspace, package: Package) -> str:
     known = _error_classes(workspace.find(CORE))
     raised = {
@@ -210,6 +227,7 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 _MAKERS: dict[str, Callable[[Workspace, Package], str]] = {
     "changelog": _changelog,
     "dependencies": _dependencies,
+    "design": _design,
     "errors": _errors,
     "kinds": _kinds,
     "metrics": _metrics,
