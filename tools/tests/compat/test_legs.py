@@ -46,6 +46,19 @@ def release(repository, name):
 
 
 @pytest.mark.timeout(180)
+def test_a_new_core_that_deprecates_what_the_last_component_uses_is_no_failure(repository, tmp_path_factory):
+    warning = "import warnings\n\nwarnings.warn('use another name', DeprecationWarning)\n"
+    repository.append("pyproject.toml", '\n[tool.pytest.ini_options]\nfilterwarnings = ["error"]\n')
+    repository.write(
+        "packages/dynamo-router/tests/test_answer.py", f"{TEST}\n\ndef test_use():\n    import dynamo_core\n"
+    )
+    repository.release("dynamo-router", "0.1.1")
+    repository.append(f"{CORE}/src/dynamo_core/__init__.py", f"\n{warning}")
+    leg = TestLeg("dynamo-router", release(repository, "dynamo-router"), None)
+    assert outcome(repository, tmp_path_factory, leg) is None
+
+
+@pytest.mark.timeout(180)
 def test_a_new_core_that_breaks_the_last_component_is_found(repository, tmp_path_factory):
     leg = TestLeg("dynamo-router", release(repository, "dynamo-router"), None)
     assert outcome(repository, tmp_path_factory, leg) is None

@@ -22,6 +22,8 @@ for name in files.keys() & CODECS.keys():
     assert CODECS[name].decode(CODECS[name].encode(value)) == value, f"{name} does not survive its own codec"
 print(len(files.keys() & CODECS.keys()), "types read")
 """
+_OF_DEPRECATION = ("DeprecationWarning", "FutureWarning")
+"""What a newer core may tell an older component that still uses what is on its way out: notice, and no failure."""
 
 
 def run_leg(environments: Environments, leg: Leg) -> str | None:
@@ -44,6 +46,7 @@ def _tests(environments: Environments, leg: TestLeg) -> str | None:
     python = environments.python({leg.package: leg.tests, CORE: leg.core}, group)
     folder = environments.tests(leg.package, leg.tests)
     argv = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"packages/{package.folder.name}/tests"]
+    argv += [] if leg.tests is None else [f"-Wdefault::{kind}" for kind in _OF_DEPRECATION]
     result = run(argv, folder, env=clean_environment())
     return result.tail(25) if result.returncode else None
 
