@@ -108,3 +108,8 @@ def test_a_fingerprint_covers_one_change_only():
     first, second = (compare(OLD, OLD.replace("by: int", new))[0] for new in ("by: str", "by: bytes"))
     assert first.fingerprint != second.fingerprint
     assert first.fingerprint in str(first)
+
+
+def test_a_required_option_of_a_part_that_was_not_there_is_no_break():
+    new = OLD + "settings engine.model --model DYN_ENGINE_MODEL: str required\n"
+    assert [str(change.level) for change in compare(OLD, new)] == ["minor"]

@@ -86,7 +86,8 @@ def _added(old: Surface, kind: str, name: str, rest: str) -> Change:
     parent, subject = _parent(name), f"{kind} {name}".strip()
     if kind.endswith("-text"):
         return Change(subject, "is described", Level.PATCH)
-    if kind == "settings" and re.search(r": .+ required\b", rest):
+    was_configured = any(("settings", parent) == (had, _parent(option)) for had, option in old.lines)
+    if kind == "settings" and was_configured and re.search(r": .+ required\b", rest):
         return Change(subject, "is added without a default, so every configuration must give it", Level.MAJOR)
     if not kind and old.is_protocol(parent):
         message = f"is a new member of the Protocol {parent}, which every implementation lacks"
