@@ -139,8 +139,13 @@ class KvRouter:
         """
         self.add_worker(worker, card)
 
-    def add_worker(self, worker: WorkerId, card: ModelCard) -> KvEventQuery | None:
+    def add_worker(self, worker: WorkerId, card: ModelCard, *, recoverable: bool = True) -> KvEventQuery | None:
         """Do as ``upsert_worker`` does, and tell what to fetch.
+
+        Args:
+            worker: Which.
+            card: What it serves.
+            recoverable: Whether this worker answers queries for KV events.
 
         Returns:
             The dump of its cache to fetch, if this router is recoverable and the worker is new.
@@ -151,7 +156,7 @@ class KvRouter:
         if not self._fleet.upsert(worker, card):
             return None
         self._admission.pump()
-        return self.indexer.add_worker(worker) if self.settings.use_kv_events else None
+        return self.indexer.add_worker(worker, recoverable=recoverable) if self.settings.use_kv_events else None
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker, its bookings and what its cache held; unknown ones are ignored."""
