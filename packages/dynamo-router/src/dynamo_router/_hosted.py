@@ -16,7 +16,7 @@ from dynamo_core.enums import HealthState
 from dynamo_core.errors import ConfigurationError, DynamoError, InvalidRequestError
 from dynamo_core.events import KvEventBatch, SequenceGap
 from dynamo_core.ids import EndpointId, PublisherId, WorkerId
-from dynamo_core.planes import KV_EVENTS, LOAD, Subscription, Topic
+from dynamo_core.planes import DECISIONS, KV_EVENTS, LOAD, Subscription, Topic
 from dynamo_core.routing import RouterScope
 from dynamo_core.wire import INSTANCE, KV_EVENT_BATCH, MODEL_RECORD, WORKER_LOAD
 from dynamo_router._engine_address import EngineAddress, read_dp_size, read_engine_address
@@ -24,7 +24,7 @@ from dynamo_router._engines import Engines
 from dynamo_router._indexer import StreamState
 from dynamo_router._metrics import LISTENERS
 from dynamo_router._recovery import QUERY_ENDPOINT, Recovery
-from dynamo_router._router import KvRouter
+from dynamo_router._replicated import ReplicatedRouter
 from dynamo_router._settings import RouterSettings
 from dynamo_router._truth import IndexMode
 from dynamo_router._watch import PrefixWatch
@@ -68,8 +68,8 @@ def split_options(options: dict[str, Any]) -> tuple[RouterSettings, dict[str, An
     return settings, {**settings.policy_options, **others}
 
 
-class HostedRouter(KvRouter):
-    """A ``KvRouter`` that watches discovery, KV events and loads.
+class HostedRouter(ReplicatedRouter):
+    """A router that watches discovery, KV events and loads.
 
     A worker is a candidate while its instance is in discovery and its card, if it has published one, belongs to the
     scope's worker set.
@@ -125,6 +125,8 @@ class HostedRouter(KvRouter):
         if self.settings.use_kv_events:
             await self._subscribe(KV_EVENTS, self._on_events)
         await self._subscribe(LOAD, self._on_load)
+        if self.settings.replica_sync:
+            await self.join(context=self._context, topic=Topic.of(DECISIONS, endpoint))
         query = EndpointId(endpoint.namespace, endpoint.component, QUERY_ENDPOINT)
         self._watch(MODELS_PREFIX + endpoint_prefix(endpoint), self._on_record, self._on_record_gone)
         self._watch(INSTANCES_PREFIX + endpoint_prefix(query), self._on_query_endpoint, self._on_query_endpoint_gone)
@@ -135,6 +137,7 @@ class HostedRouter(KvRouter):
 
     async def stop(self) -> None:
         """Stop watching. Idempotent."""
+        await self.leave()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -355,6 +358,7 @@ class HostedRouter(KvRouter):
     async def _upkeep(self) -> None:
         while True:
             self.expire()
+            self.beat()
             self.refresh_metrics()
             for state, count in self._engines.counts().items():
                 self._listener_gauge.labels(model=self._scope.card.name, state=state.value).set(count)
