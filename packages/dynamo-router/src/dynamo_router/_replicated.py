@@ -72,6 +72,8 @@ class ReplicatedRouter(KvRouter):
         """Choose a worker and, if asked, book it; see ``KvRouter.select``."""
         decision = await super().select(request)
         if decision.reservation is not None:
+            # The caller goes on first.
+            asyncio.get_running_loop().call_soon(self._view.settle)
             self._replicas.booked(decision.reservation)
         return decision
 

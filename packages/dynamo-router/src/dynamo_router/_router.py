@@ -22,9 +22,10 @@ from dynamo_router._admission import Admission, make_queue
 from dynamo_router._decide import Decider
 from dynamo_router._filters import BusyLimits
 from dynamo_router._fleet import Fleet
-from dynamo_router._index import TIERS, BlockIndex
+from dynamo_router._index import BlockIndex
 from dynamo_router._indexer import Indexer, StreamState
 from dynamo_router._load import LoadBook, Reservation
+from dynamo_router._match import TIERS
 from dynamo_router._metrics import RouterMetrics
 from dynamo_router._pipeline import Pipeline, load_policy
 from dynamo_router._prompt import read_prompt
@@ -270,6 +271,7 @@ class KvRouter:
 
     def first_token(self, reservation: ReservationId) -> None:
         """End the prefill load of a request; unknown reservations are ignored."""
+        self._view.settle()
         self._book.first_token(reservation, self._clock.monotonic())
         self._admission.pump()
 

@@ -105,6 +105,11 @@ class CacheView:
         if len(hashes) and self._assume_reuse and self.mode(worker) is not IndexMode.EXACT:
             self.approximate.insert(worker.slot, hashes, now_s, capacity_blocks=worker.total_kv_blocks)
 
+    def settle(self) -> None:
+        """Enter now what bookings have put off until the next decision."""
+        self._active.settle()
+        self.approximate.settle()
+
     def judge(self, worker: Candidate, prediction: Prediction, reported: int) -> bool:
         """Score a prediction; returns whether the worker's exact index just lost belief."""
         if self.mode(worker) is IndexMode.EXACT:

@@ -36,6 +36,12 @@ def run(options: Options) -> list[Figure]:
     python = install(_RIVAL, options.cache)
     theirs = None if python is None else _index(python, "rival", options)
     figures = [_index_figure(name, unit, ours, theirs) for name, unit in _index_figures()]
+    foreign = _index(Path(sys.executable), "foreign", options)
+    assert foreign is not None
+    for name, unit in (("router_apply", "M blocks/CPU s"), ("router_block_bytes", "bytes")):
+        better = "higher" if name == "router_apply" else "lower"
+        runs, limit = foreign[name], _LIMITS[name]
+        figures.append(Figure.of(f"{name}_foreign", runs, unit=unit, better=better, limit_value=limit))
     return [*figures, *_decisions(options)]
 
 
