@@ -22,6 +22,7 @@ from dynamo_router import KvRouter, RouterSettings
 from dynamo_tools.bench import Options
 from dynamo_tools.bench.figure import Figure
 from dynamo_tools.bench.rivals import Rival, install
+from dynamo_tools.bench.router_lab import sessions, trace
 from dynamo_tools.process import clean_environment
 
 _RIVAL = Rival("ai-dynamo-runtime", ("ai-dynamo-runtime==1.6.1",))
@@ -42,7 +43,7 @@ def run(options: Options) -> list[Figure]:
         better = "higher" if name == "router_apply" else "lower"
         runs, limit = foreign[name], _LIMITS[name]
         figures.append(Figure.of(f"{name}_foreign", runs, unit=unit, better=better, limit_value=limit))
-    return [*figures, *_decisions(options)]
+    return [*figures, *_decisions(options), *sessions(options), *trace(options)]
 
 
 def _index_figures() -> list[tuple[str, str]]:
