@@ -22,7 +22,7 @@ from dynamo_core.wire import INSTANCE, KV_EVENT_BATCH, MODEL_RECORD, WORKER_LOAD
 from dynamo_router._engine_address import EngineAddress, read_dp_size, read_engine_address
 from dynamo_router._engines import Engines
 from dynamo_router._indexer import StreamState
-from dynamo_router._metrics import LISTENERS
+from dynamo_router._metrics import FOLLOWED_ENGINES
 from dynamo_router._recovery import QUERY_ENDPOINT, Recovery
 from dynamo_router._replicated import ReplicatedRouter
 from dynamo_router._settings import RouterSettings
@@ -102,7 +102,7 @@ class HostedRouter(ReplicatedRouter):
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
         self._listener_gauge = context.metrics.gauge(
-            LISTENERS, "Engines whose KV events are followed", ["model", "state"]
+            FOLLOWED_ENGINES, "Engines of this model whose KV events are followed", ["model", "state"]
         )
         self._engines = Engines(self._on_engine_events)
         self._unsynced = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from dynamo_core.events import KvEventBatch
 from dynamo_core.ids import WorkerId
@@ -47,12 +47,7 @@ class EngineListeners:
         """Return how far each of a worker's engines has been heard."""
         return {rank: source.state for rank, source in self._sources.get(worker_id, {}).items()}
 
-    def counts(self, workers: Collection[int] | None = None) -> dict[SourceState, int]:
-        """Return how many engines there are in each state, of all workers or of some."""
-        states = [
-            source.state
-            for worker_id, sources in self._sources.items()
-            if workers is None or worker_id in workers
-            for source in sources.values()
-        ]
+    def counts(self) -> dict[SourceState, int]:
+        """Return how many engines there are in each state."""
+        states = [source.state for sources in self._sources.values() for source in sources.values()]
         return {state: states.count(state) for state in SourceState}

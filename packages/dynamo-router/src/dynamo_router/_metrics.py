@@ -35,6 +35,7 @@ POLICY_OVERRUNS = "dynamo_router_policy_overruns"
 REPLICAS = "dynamo_router_replicas"
 REPLICA_GAPS = "dynamo_router_replica_gaps"
 LISTENERS = "dynamo_router_engine_listeners"
+FOLLOWED_ENGINES = "dynamo_router_followed_engines"
 
 _DECISION_BUCKETS_S = (0.00002, 0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1)
 

@@ -68,7 +68,7 @@ class SelectionService:
 
     def __init__(self, settings: RouterSettings, *, clock: Clock | None = None, max_routers: int = 64) -> None:
         self.metrics = Metrics()
-        self._listener_gauge = self.metrics.gauge(LISTENERS, "Engines whose KV events are followed", ["model", "state"])
+        self._listener_gauge = self.metrics.gauge(LISTENERS, "Engines whose KV events are followed", ["state"])
         self._settings = settings
         self._clock = clock or SystemClock()
         self._max_routers = max_routers
@@ -305,11 +305,10 @@ class SelectionService:
         return _json({"status": "ready", "index_modes": modes})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        for key, router in self._routers.items():
+        for router in self._routers.values():
             router.refresh_metrics()
-            workers = {worker.instance_id for worker in router.workers()}
-            for state, count in self._listeners.counts(workers).items():
-                self._listener_gauge.labels(model="/".join(key), state=state.value).set(count)
+        for state, count in self._listeners.counts().items():
+            self._listener_gauge.labels(state=state.value).set(count)
         return web.Response(body=generate_latest(self.metrics.registry), content_type="text/plain")
 
 
