@@ -68,9 +68,9 @@ class ReplicatedRouter(KvRouter):
             self._replicas.worker_added()
         return query
 
-    async def select(self, request: RoutingRequest) -> RoutingDecision:
+    async def select(self, request: RoutingRequest, *, deadline_s: float | None = None) -> RoutingDecision:
         """Choose a worker and, if asked, book it; see ``KvRouter.select``."""
-        decision = await super().select(request)
+        decision = await super().select(request, deadline_s=deadline_s)
         if decision.reservation is not None:
             # The caller goes on first.
             asyncio.get_running_loop().call_soon(self._view.settle)
