@@ -112,9 +112,7 @@ class KvRouter:
             view=self._view,
             book=self._book,
             pipeline=self._pipeline,
-            limits=BusyLimits(
-                self.settings.busy_kv_usage, self.settings.busy_prefill_tokens, self.settings.busy_prefill_batches
-            ),
+            limits=_busy_limits(self.settings),
             recorded_share=_recorded_share(self.settings),
             clock=self._clock,
             rng=self._rng,
@@ -388,6 +386,10 @@ class KvRouter:
     def _drop_booking(self, reservation: ReservationId) -> None:
         self._book.release(reservation, self._clock.monotonic())
         self._admission.pump()
+
+
+def _busy_limits(settings: RouterSettings) -> BusyLimits:
+    return BusyLimits(settings.busy_kv_usage, settings.busy_prefill_tokens, settings.busy_prefill_batches)
 
 
 def _recorded_share(settings: RouterSettings) -> float:
