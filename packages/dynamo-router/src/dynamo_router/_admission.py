@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import msgspec
 
 from dynamo_core.clock import Clock
-from dynamo_core.errors import CapacityExhaustedError, DynamoError
+from dynamo_core.errors import CapacityExhaustedError, DeadlineExceededError, DynamoError
 from dynamo_core.ids import ReservationId
 from dynamo_core.load import QueuedLoad
 from dynamo_core.routing import RoutingDecision, RoutingRequest
@@ -25,6 +26,8 @@ class Ticket(msgspec.Struct):
     request: RoutingRequest
     prompt: Prompt
     arrived_s: float
+    deadline_s: float
+    gives_up_s: float
     answer: asyncio.Future[RoutingDecision]
 
 
@@ -36,6 +39,7 @@ class Admission:
         queue: Where requests wait; None refuses instead.
         release: Frees a booking whose caller left before it heard of it.
         clock: Time.
+        max_queued_s: Seconds that a request may wait; infinite for as long as its caller does.
     """
 
     def __init__(
@@ -45,20 +49,30 @@ class Admission:
         *,
         release: Callable[[ReservationId], object],
         clock: Clock,
+        max_queued_s: float = math.inf,
     ) -> None:
         self._decider = decider
         self._queue = queue
         self._release = release
         self._clock = clock
+        self._max_queued_s = max_queued_s
+        # Nobody gives up before.
+        self._soonest_s = math.inf
 
     def __len__(self) -> int:
         return 0 if self._queue is None else len(self._queue)
 
-    async def admit(self, request: RoutingRequest, prompt: Prompt) -> RoutingDecision:
+    async def admit(self, request: RoutingRequest, prompt: Prompt, deadline_s: float | None = None) -> RoutingDecision:
         """Return a decision, now or when a worker has room. Cancelling leaves the queue.
 
+        Args:
+            request: What is asked.
+            prompt: Its prompt.
+            deadline_s: Seconds from now after which an answer is of no use; None for no limit.
+
         Raises:
-            DynamoError: as ``Decider.decide`` does; ``CapacityExhaustedError`` also if the queue is full.
+            DynamoError: as ``Decider.decide`` does; ``CapacityExhaustedError`` also if the queue is full or the
+                request has waited too long, ``DeadlineExceededError`` if its deadline passes while it waits.
         """
         now_s = self._clock.monotonic()
         if self._queue is None or not request.reserve:
@@ -71,10 +85,28 @@ class Admission:
         else:
             # Raises for a request that could never go, which must not wait.
             self._require_possible(request)
-        return await self._wait(self._queue, request, prompt, now_s)
+        deadline = math.inf if deadline_s is None else now_s + deadline_s
+        return await self._wait(self._queue, request, prompt, now_s, deadline)
+
+    def shed(self) -> None:
+        """Refuse those that have waited too long. To be called now and then; cheap while there are none."""
+        now_s = self._clock.monotonic()
+        if self._queue is None or now_s < self._soonest_s:
+            return
+        kept: list[float] = [math.inf]
+        for entry in list(self._queue.waiting()):
+            ticket = entry.item
+            if ticket.gives_up_s > now_s:
+                kept.append(ticket.gives_up_s)
+                continue
+            self._queue.discard(entry)
+            if not ticket.answer.done():
+                ticket.answer.set_exception(_gave_up(ticket, now_s))
+        self._soonest_s = min(kept)
 
     def pump(self) -> None:
         """Decide for those that wait and can go. To be called whenever load fell or workers changed."""
+        self.shed()
         queue = self._queue
         while queue is not None and len(queue):
             entry = queue.pop(self._can_go)
@@ -93,9 +125,11 @@ class Admission:
         )
 
     async def _wait(
-        self, queue: FairQueue[Ticket], request: RoutingRequest, prompt: Prompt, now_s: float
+        self, queue: FairQueue[Ticket], request: RoutingRequest, prompt: Prompt, now_s: float, deadline_s: float
     ) -> RoutingDecision:
-        ticket = Ticket(request, prompt, now_s, asyncio.get_running_loop().create_future())
+        answer = asyncio.get_running_loop().create_future()
+        gives_up_s = min(deadline_s, now_s + self._max_queued_s)
+        ticket = Ticket(request, prompt, now_s, deadline_s, gives_up_s, answer)
         hints = request.hints
         instance, rank = pin_of(request)
         entry = Waiting(
@@ -105,8 +139,10 @@ class Admission:
             priority=hints.priority,
             tenant=hints.tenant,
             lane=None if instance is None else (instance, rank),
+            deadline_s=deadline_s,
         )
         queue.push(hints.policy_class, entry)
+        self._soonest_s = min(self._soonest_s, gives_up_s)
         self.pump()
         try:
             return await ticket.answer
@@ -143,6 +179,20 @@ class Admission:
             ticket.answer.set_exception(error)
         else:
             ticket.answer.set_result(decision)
+
+
+def _gave_up(ticket: Ticket, now_s: float) -> DynamoError:
+    waited_s = now_s - ticket.arrived_s
+    if ticket.deadline_s <= now_s:
+        return DeadlineExceededError(
+            f"the request waited {waited_s:.3f} s for a worker and its deadline passed; allow more time or add workers"
+        )
+    return CapacityExhaustedError(
+        f"all workers have been busy for {waited_s:.3f} s, the longest that a request may wait; retry later, "
+        "add workers or raise max_queued_s",
+        reason="capacity.queue_full",
+        retry_after_s=1.0,
+    )
 
 
 def make_queue(settings: RouterSettings) -> FairQueue[Ticket] | None:

@@ -48,7 +48,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
 
         return replay(argv, _write)
     if command == "serve":
-        from dynamo_router._service import serve
+        from dynamo_router._serve import serve
 
         return serve(argv, _write)
     if command == "explain":

@@ -18,7 +18,7 @@ import msgspec
 from dynamo_core.errors import CapacityExhaustedError, ConfigurationError, InvalidRequestError
 
 T = TypeVar("T")
-Order = Literal["fcfs", "lcfs", "wspt", "vtc"]
+Order = Literal["fcfs", "lcfs", "wspt", "vtc", "edf"]
 DEFAULT_CLASS = "default"
 MAX_TENANTS = 10_000
 
@@ -29,7 +29,8 @@ class ClassOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         quantum_tokens: Uncached tokens a round; shares between classes are as their quanta.
         order: ``fcfs`` by arrival, ``lcfs`` latest first, ``wspt`` least uncached tokens per weight first, ``vtc`` the
-            tenant served least so far first; a higher priority goes before all of these.
+            tenant served least so far first, ``edf`` earliest deadline first and those without one last; a higher
+            priority goes before all of these.
         max_requests: Most that wait; the next is refused.
     """
 
@@ -48,13 +49,22 @@ class Waiting(Generic[T]):
         priority: Higher goes first.
         tenant: Whose it is.
         lane: Worker it is pinned to, or None.
+        deadline_s: Monotonic time by which it must have a worker; infinite without one.
         gone: Whether it left without being served.
     """
 
-    __slots__ = ("cost", "gone", "item", "lane", "priority", "prompt_tokens", "tenant")
+    __slots__ = ("cost", "deadline_s", "gone", "item", "lane", "priority", "prompt_tokens", "tenant")
 
-    def __init__(
-        self, item: T, *, cost: int, prompt_tokens: int = 0, priority: int = 0, tenant: str = "", lane: object = None
+    def __init__(  # noqa: PLR0913 - keyword-only facts of one request
+        self,
+        item: T,
+        *,
+        cost: int,
+        prompt_tokens: int = 0,
+        priority: int = 0,
+        tenant: str = "",
+        lane: object = None,
+        deadline_s: float = math.inf,
     ) -> None:
         self.item = item
         self.cost = max(cost, 1)
@@ -62,6 +72,7 @@ class Waiting(Generic[T]):
         self.priority = priority
         self.tenant = tenant
         self.lane = lane
+        self.deadline_s = deadline_s
         self.gone = False
 
 
@@ -217,6 +228,8 @@ class _Class(Generic[T]):
             return (-entry.priority, -number)
         if order == "wspt":
             return (-(1 + max(entry.priority, 0)) / entry.cost, number)
+        if order == "edf":
+            return (-entry.priority, entry.deadline_s, number)
         return (-entry.priority, number)
 
     def _top(self, lane: object) -> tuple[tuple[float, ...], int, Waiting[T]] | None:

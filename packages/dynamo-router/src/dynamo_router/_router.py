@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,12 @@ from dynamo_router._admission import Admission, make_queue
 from dynamo_router._decide import Decider
 from dynamo_router._filters import BusyLimits
 from dynamo_router._fleet import Fleet
-from dynamo_router._index import TIERS, BlockIndex
-from dynamo_router._indexer import Indexer, StreamState
+from dynamo_router._gauges import refresh_index, refresh_load
+from dynamo_router._index import BlockIndex
+from dynamo_router._indexer import Indexer
 from dynamo_router._load import LoadBook, Reservation
 from dynamo_router._metrics import RouterMetrics
+from dynamo_router._outlook import overlaps, potential_loads
 from dynamo_router._pipeline import Pipeline, load_policy
 from dynamo_router._prompt import read_prompt
 from dynamo_router._receipt_log import LoggedReceipt, open_log
@@ -109,15 +112,17 @@ class KvRouter:
             view=self._view,
             book=self._book,
             pipeline=self._pipeline,
-            limits=BusyLimits(
-                self.settings.busy_kv_usage, self.settings.busy_prefill_tokens, self.settings.busy_prefill_batches
-            ),
+            limits=_busy_limits(self.settings),
             recorded_share=_recorded_share(self.settings),
             clock=self._clock,
             rng=self._rng,
         )
         self._admission = Admission(
-            self._decider, make_queue(self.settings), release=self._drop_booking, clock=self._clock
+            self._decider,
+            make_queue(self.settings),
+            release=self._drop_booking,
+            clock=self._clock,
+            max_queued_s=math.inf if self.settings.max_queued_s is None else self.settings.max_queued_s,
         )
         self._counted = self.metrics.decisions(self._pipeline.policy.name)
 
@@ -139,8 +144,13 @@ class KvRouter:
         """
         self.add_worker(worker, card)
 
-    def add_worker(self, worker: WorkerId, card: ModelCard) -> KvEventQuery | None:
+    def add_worker(self, worker: WorkerId, card: ModelCard, *, recoverable: bool = True) -> KvEventQuery | None:
         """Do as ``upsert_worker`` does, and tell what to fetch.
+
+        Args:
+            worker: Which.
+            card: What it serves.
+            recoverable: Whether this worker answers queries for KV events.
 
         Returns:
             The dump of its cache to fetch, if this router is recoverable and the worker is new.
@@ -151,7 +161,7 @@ class KvRouter:
         if not self._fleet.upsert(worker, card):
             return None
         self._admission.pump()
-        return self.indexer.add_worker(worker) if self.settings.use_kv_events else None
+        return self.indexer.add_worker(worker, recoverable=recoverable) if self.settings.use_kv_events else None
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker, its bookings and what its cache held; unknown ones are ignored."""
@@ -234,12 +244,17 @@ class KvRouter:
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
-    async def select(self, request: RoutingRequest) -> RoutingDecision:
+    async def select(self, request: RoutingRequest, *, deadline_s: float | None = None) -> RoutingDecision:
         """Choose a worker and, if asked, book it.
 
         Waits in turn while all eligible workers are busy, if a queue is set up; cancelling leaves the queue.
 
+        Args:
+            request: What is asked.
+            deadline_s: Seconds from now for which it is worth waiting; None for no limit.
+
         Raises:
+            DeadlineExceededError: if the deadline passes while it waits.
             UnavailableError: if no worker exists or all are excluded.
             CapacityExhaustedError: if all eligible workers are busy and no queue has room, or too many requests are
                 booked.
@@ -249,7 +264,7 @@ class KvRouter:
         try:
             self.expire()
             prompt = read_prompt(request, self.block_size)
-            decision = await self._admission.admit(request, prompt)
+            decision = await self._admission.admit(request, prompt, deadline_s)
         except DynamoError as error:
             self.metrics.refused(error.reason).inc()
             raise
@@ -265,12 +280,24 @@ class KvRouter:
 
     def first_token(self, reservation: ReservationId) -> None:
         """End the prefill load of a request; unknown reservations are ignored."""
+        self._view.settle()
         self._book.first_token(reservation, self._clock.monotonic())
         self._admission.pump()
 
     def progress(self, reservation: ReservationId, output_tokens: int) -> None:
         """Grow a request's output and renew its reservation; unknown reservations are ignored."""
         self._book.progress(reservation, output_tokens, self._clock.monotonic())
+
+    def grow(self, reservation: ReservationId, blocks: int) -> int:
+        """Note that a request has filled further blocks with output; returns its output tokens, 0 if it is unknown."""
+        booked = self._book.get(reservation)
+        if booked is None:
+            return 0
+        size = self.block_size
+        partial = (booked.prompt_tokens + booked.output_tokens) % size
+        tokens = booked.output_tokens + blocks * size - partial
+        self.progress(reservation, tokens)
+        return tokens
 
     def complete(self, reservation: ReservationId, outcome: RequestOutcome) -> None:
         """Free a booking and join the outcome with the receipt. Idempotent."""
@@ -310,15 +337,16 @@ class KvRouter:
         Raises:
             InvalidRequestError: for another block size or hash algorithm.
         """
+        return overlaps(self._view, read_prompt(request, self.block_size), self._clock.monotonic())
+
+    def potential_loads(self, request: RoutingRequest) -> list[WorkerLoad]:
+        """Return the load that each worker would have with this request.
+
+        Raises:
+            InvalidRequestError: for another block size or hash algorithm.
+        """
         prompt = read_prompt(request, self.block_size)
-        touched = self._view.show(prompt, self._clock.monotonic())
-        names = [tier.value for tier in TIERS]
-        found = {
-            worker.worker: (dict(zip(names, worker.tier_blocks, strict=True)), worker.cached_tokens)
-            for worker in touched
-        }
-        self._view.hide(touched)
-        return [(worker, *found[worker]) for worker in sorted(found)]
+        return potential_loads(self._fleet, self._view, prompt, self._clock.monotonic())
 
     def decision(self, decision_id: str) -> tuple[RoutingDecision, RequestOutcome | None] | None:
         """Return a receipt with its outcome, if both are still kept."""
@@ -331,7 +359,8 @@ class KvRouter:
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
     def expire(self) -> list[ReservationId]:
-        """Drop bookings without progress; ``select`` does so too."""
+        """Drop bookings without progress and refuse what waited too long; ``select`` does so too."""
+        self._admission.shed()
         gone = self._book.expire(self._clock.monotonic())
         if gone:
             self.metrics.expired.inc(len(gone))
@@ -340,29 +369,12 @@ class KvRouter:
 
     def refresh_metrics(self) -> None:
         """Set the gauges, which no event sets by itself."""
-        metrics, index = self.metrics, self.indexer.index
-        metrics.index_blocks.set(len(index))
-        metrics.index_dropped.set(index.dropped_blocks)
-        for result, count in self.indexer.counts.items():
-            metrics.index_events(result).set(count)
-        modes = list(self._view.modes().values())
-        for mode in IndexMode:
-            metrics.index_modes(mode.value).set(modes.count(mode))
-        metrics.truth.set(min(self._view.truth.scores(), default=1.0))
-        metrics.approximate_blocks.set(len(self._view.approximate))
-        states = [stream.state for stream in self.indexer.streams().values()]
-        for state in StreamState:
-            metrics.streams(state.value).set(states.count(state))
-        everyone = self._fleet.everyone
-        metrics.workers.set(len(everyone))
-        metrics.prefill_tokens.set(sum(worker.prefill_tokens for worker in everyone))
-        metrics.decode_blocks.set(sum(worker.decode_blocks for worker in everyone))
-        metrics.reservations.set(len(self._book))
-        metrics.queued.set(len(self._admission))
-        metrics.policy_failures.set(self._pipeline.failures)
-        metrics.policy_overruns.set(self._pipeline.overruns)
-        metrics.receipts.set(len(self._receipts))
-        metrics.receipts_dropped.set(0 if self._log is None else self._log.dropped)
+        refresh_index(self.metrics, self.indexer, self._view)
+        refresh_load(self.metrics, self._fleet.everyone, reservations=len(self._book), queued=len(self._admission))
+        self.metrics.policy_failures.set(self._pipeline.failures)
+        self.metrics.policy_overruns.set(self._pipeline.overruns)
+        self.metrics.receipts.set(len(self._receipts))
+        self.metrics.receipts_dropped.set(0 if self._log is None else self._log.dropped)
 
     def _record(self, decision: RoutingDecision, outcome: RequestOutcome, booked: Reservation | None) -> None:
         regret = regret_tokens(decision, outcome)
@@ -374,6 +386,10 @@ class KvRouter:
     def _drop_booking(self, reservation: ReservationId) -> None:
         self._book.release(reservation, self._clock.monotonic())
         self._admission.pump()
+
+
+def _busy_limits(settings: RouterSettings) -> BusyLimits:
+    return BusyLimits(settings.busy_kv_usage, settings.busy_prefill_tokens, settings.busy_prefill_batches)
 
 
 def _recorded_share(settings: RouterSettings) -> float:

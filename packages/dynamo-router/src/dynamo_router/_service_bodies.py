@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from dynamo_core.cards import ModelCard, ModelRuntimeConfig
-from dynamo_core.enums import FinishReason, Tier
+from dynamo_core.enums import FinishReason, Tier, WorkerType
 from dynamo_core.errors import DynamoError, InvalidRequestError
 from dynamo_core.events import BlockRemoved, BlocksCleared, BlockStored, KvEvent, KvEventBatch
 from dynamo_core.ids import DecisionId, WorkerId
+from dynamo_core.load import ReportedLoad
 from dynamo_core.requests import RoutingHints
-from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
+from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingPhase, RoutingRequest
 from dynamo_core.tokens import BlockHasher, PackedHashes, pack_hashes, pack_tokens
+from dynamo_router._engine_address import EngineAddress, rank_endpoint
 
 B = TypeVar("B", bound="Body")
 _U64 = (1 << 64) - 1
@@ -27,6 +29,7 @@ class WorkerBody(Body, frozen=True):
     """A worker to route to, all its dp ranks together.
 
     Attributes:
+        worker_type: Its role; prefill workers are chosen by requests of phase ``prefill`` and split ones only.
         kv_events_endpoints: By dp rank, where its engine publishes KV events over ZMQ; empty if events are posted.
         replay_endpoint: The engine's replay socket of dp rank 0; others add their rank to the port.
     """
@@ -35,6 +38,7 @@ class WorkerBody(Body, frozen=True):
     block_size: int
     model_name: str = "default"
     routing_group: str = "default"
+    worker_type: WorkerType = WorkerType.AGGREGATED
     endpoint: str = ""
     data_parallel_start_rank: int = 0
     data_parallel_size: int = 1
@@ -60,9 +64,29 @@ class WorkerBody(Body, frozen=True):
         first = self.data_parallel_start_rank
         return [WorkerId(self.worker_id, rank) for rank in range(first, first + self.data_parallel_size)]
 
+    def engine(self) -> EngineAddress:
+        """Return where its engines publish.
+
+        Raises:
+            InvalidRequestError: if a rank is not the worker's, or the replay address has no port to count ranks from.
+        """
+        known = {worker.dp_rank for worker in self.workers()}
+        if unknown := sorted(self.kv_events_endpoints.keys() - known):
+            raise InvalidRequestError(
+                f"kv_events_endpoints names dp rank {unknown[0]}, the worker has {min(known)}..{max(known)}; "
+                "set data_parallel_size, or leave it out",
+                param="kv_events_endpoints",
+            )
+        replays = {rank: rank_endpoint(self.replay_endpoint, rank) for rank in self.kv_events_endpoints}
+        return EngineAddress(self.worker_id, self.kv_events_endpoints, replays)
+
 
 class SelectBody(Body, frozen=True):
-    """A prompt to place, as tokens or as hashes."""
+    """A prompt to place, as tokens or as hashes.
+
+    Attributes:
+        deadline_s: Seconds for which it is worth waiting for a worker; None for no limit.
+    """
 
     selection_id: str = ""
     model_name: str = "default"
@@ -73,7 +97,14 @@ class SelectBody(Body, frozen=True):
     isl_tokens: int = 0
     hints: RoutingHints = RoutingHints()
     session_id: str = ""
+    deadline_s: float | None = None
+    phase: RoutingPhase = RoutingPhase.AGGREGATED
     excluded: tuple[WorkerId, ...] = ()
+
+    @property
+    def for_prefill(self) -> bool:
+        """Whether a prefill worker is to be chosen."""
+        return self.phase is RoutingPhase.PREFILL
 
     def request(self, block_size: int, *, reserve: bool) -> RoutingRequest:
         """Return it as core's request."""
@@ -87,9 +118,69 @@ class SelectBody(Body, frozen=True):
             sequence_hashes=_hashes(self.sequence_hashes),
             token_ids=pack_tokens(self.token_ids),
             hints=hints,
+            phase=self.phase,
             reserve=reserve,
             excluded=self.excluded,
         )
+
+
+class ReservationBody(SelectBody, frozen=True, kw_only=True):
+    """A prompt that was placed by someone else, to be booked there."""
+
+    worker_id: int
+    dp_rank: int = 0
+
+    def request(self, block_size: int, *, reserve: bool) -> RoutingRequest:
+        """Return it as core's request, pinned."""
+        hints = msgspec.structs.replace(
+            self.hints,
+            instance_id=self.worker_id,
+            dp_rank=self.dp_rank,
+            prefill_instance_id=self.worker_id,
+            prefill_dp_rank=self.dp_rank,
+        )
+        return msgspec.structs.replace(super().request(block_size, reserve=reserve), hints=hints)
+
+
+class LoadBody(Body, frozen=True):
+    """What a worker's engine measured last."""
+
+    kv_used_blocks: int
+    kv_total_blocks: int
+    dp_rank: int = 0
+    active_requests: int = 0
+    waiting_requests: int = 0
+    waiting_prefill_tokens: int = 0
+
+    def worker(self, body: WorkerBody) -> WorkerId:
+        """Return which rank of a worker this is of.
+
+        Raises:
+            InvalidRequestError: if the worker has no such rank.
+        """
+        found = WorkerId(body.worker_id, self.dp_rank)
+        if found not in body.workers():
+            raise InvalidRequestError(
+                f"worker {body.worker_id} has no dp rank {self.dp_rank}; GET /workers shows its ranks", param="dp_rank"
+            )
+        return found
+
+    def reported(self, now_s: float) -> ReportedLoad:
+        """Return it as core's report."""
+        return ReportedLoad(
+            self.kv_used_blocks,
+            self.kv_total_blocks,
+            self.active_requests,
+            self.waiting_requests,
+            self.waiting_prefill_tokens,
+            reported_at_s=now_s,
+        )
+
+
+class OutputBlockBody(Body, frozen=True):
+    """Output blocks that a request has filled since the last report."""
+
+    blocks: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class ProgressBody(Body, frozen=True):
@@ -179,6 +270,33 @@ def read_body(kind: type[B], payload: bytes) -> B:
         return msgspec.json.decode(payload or b"{}", type=kind)
     except msgspec.DecodeError as error:
         raise InvalidRequestError(f"the body does not fit: {error}") from error
+
+
+def changed_worker(body: WorkerBody, payload: bytes) -> WorkerBody:
+    """Return a worker with the facts that a JSON body changes.
+
+    Raises:
+        InvalidRequestError: naming the field that does not fit or cannot change.
+    """
+    changes = read_fields(payload)
+    if changes.get("worker_id", body.worker_id) != body.worker_id:
+        raise InvalidRequestError("a worker cannot change its worker_id; register another worker", param="worker_id")
+    try:
+        return msgspec.convert(msgspec.to_builtins(body, str_keys=True) | changes, WorkerBody, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"the body does not fit: {error}") from error
+
+
+def read_fields(payload: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InvalidRequestError: if it is none.
+    """
+    try:
+        return msgspec.json.decode(payload or b"{}", type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"the body is no JSON object: {error}") from error
 
 
 def selection(decision: RoutingDecision, body: SelectBody, *, block_size: int, endpoint: str) -> dict[str, Any]:

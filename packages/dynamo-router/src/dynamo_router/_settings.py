@@ -21,6 +21,9 @@ class RouterSettings(DynamoSettings):
     policy_budget_s: Annotated[
         float, Field(gt=0, description="Seconds a policy may take; after three over it in a row it rests for a while")
     ] = 0.02
+    replica_sync: Annotated[
+        bool, Field(description="Share bookings with the other routers of this endpoint over the event bus")
+    ] = False
     use_kv_events: Annotated[bool, Field(description="Feed the index with the workers' KV events")] = True
     max_index_blocks: Annotated[
         int, Field(ge=1, description="Most (worker, tier, block) entries of the KV index; about 130 bytes each")
@@ -58,9 +61,13 @@ class RouterSettings(DynamoSettings):
     max_queued_requests: Annotated[
         int, Field(ge=0, description="Requests that may wait while all workers are busy; 0 refuses them at once")
     ] = 0
+    max_queued_s: Annotated[
+        float | None,
+        Field(gt=0, description="Seconds that a request may wait for a worker; unset for no limit"),
+    ] = None
     queue_classes: dict[str, Any] = Field(
         default_factory=dict,
-        description='Classes of waiting requests: {"name": {"quantum_tokens": N, "order": "fcfs|lcfs|wspt|vtc", '
+        description='Classes of waiting requests: {"name": {"quantum_tokens": N, "order": "fcfs|lcfs|wspt|vtc|edf", '
         '"max_requests": N}}',
     )
     track_output_blocks: Annotated[bool, Field(description="Count the blocks of generated tokens as load")] = True

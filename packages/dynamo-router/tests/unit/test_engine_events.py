@@ -17,7 +17,8 @@ from dynamo_core.ids import WorkerId
 from dynamo_core.routing import RoutingRequest
 from dynamo_core.tokens import BlockHasher, pack_hashes, pack_tokens, unpack_hashes
 from dynamo_router import EngineEventSource, KvRouter, RouterSettings
-from dynamo_router._engine_events import SourceState, rank_endpoint
+from dynamo_router._engine_address import rank_endpoint
+from dynamo_router._engine_events import SourceState
 from dynamo_router._engine_wire import open_message, read_event
 from dynamo_router._indexer import StreamState
 from dynamo_router._service import SelectionService

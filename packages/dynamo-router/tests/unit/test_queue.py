@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_core.cards import ModelCard
-from dynamo_core.errors import CapacityExhaustedError, ConfigurationError, InvalidRequestError, UnavailableError
+from dynamo_core.errors import (
+    CapacityExhaustedError,
+    ConfigurationError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from dynamo_core.ids import WorkerId
 from dynamo_core.load import QueuedLoad
 from dynamo_core.requests import RoutingHints
@@ -45,6 +51,14 @@ def test_orders_within_a_class():
             queue.push("", Waiting(name, cost=cost, priority=priority))
         assert "".join(drain(queue)) == served
         assert len(queue) == 0
+
+
+def test_the_earliest_deadline_goes_first_and_none_last():
+    queue = one_class("edf")
+    for name, deadline, priority in [("a", 9.0, 0), ("b", None, 0), ("c", 3.0, 0), ("d", 5.0, 1), ("e", 3.0, 0)]:
+        known = {} if deadline is None else {"deadline_s": deadline}
+        queue.push("", Waiting(name, cost=1, priority=priority, **known))
+    assert "".join(drain(queue)) == "dceab"
 
 
 def test_vtc_serves_whoever_got_least_and_gives_no_credit_for_absence():
@@ -255,6 +269,46 @@ async def test_a_full_queue_refuses():
     assert caught.value.reason == "capacity.queue_full"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_deadlines_order_the_queue_and_end_the_wait():
+    router = busy_router(A, queue_classes={"default": {"order": "edf"}})
+    first = await router.select(ask("first"))
+    tasks = {
+        name: asyncio.create_task(router.select(ask(name), deadline_s=deadline))
+        for name, deadline in (("patient", None), ("soon", 2.0), ("later", 10.0))
+    }
+    await settle()
+    await router._clock.advance(2)
+    router.expire()
+    with pytest.raises(DeadlineExceededError, match=r"waited 2.000 s"):
+        await tasks["soon"]
+    assert router.queued().requests == 2
+    router.complete(first.reservation, RequestOutcome(first.decision_id))
+    later = await tasks["later"]
+    assert not tasks["patient"].done()
+    router.complete(later.reservation, RequestOutcome(later.decision_id))
+    assert (await tasks["patient"]).request_id == "patient"
+
+
+async def test_load_is_shed_after_the_longest_wait():
+    router = busy_router(A, max_queued_s=5.0)
+    await router.select(ask("first"))
+    early = asyncio.create_task(router.select(ask("early")))
+    await settle()
+    await router._clock.advance(3)
+    late = asyncio.create_task(router.select(ask("late"), deadline_s=60.0))
+    await settle()
+    await router._clock.advance(2)
+    router.expire()
+    with pytest.raises(CapacityExhaustedError, match="raise max_queued_s") as caught:
+        await early
+    assert (caught.value.reason, caught.value.retry_after_s) == ("capacity.queue_full", 1.0)
+    assert router.queued().requests == 1
+    await router._clock.advance(3)
+    router.expire()
+    with pytest.raises(CapacityExhaustedError):
+        await late
 
 
 async def test_a_burst_with_one_cold_prefix_is_computed_once():

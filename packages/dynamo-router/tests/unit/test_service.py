@@ -16,6 +16,7 @@ from dynamo_router import RouterSettings
 from dynamo_router._explain import explain, render
 from dynamo_router._service import SelectionService
 from dynamo_router._service_bodies import EventsBody, read_body
+from dynamo_router._split import read_split_options
 
 PROMPT = list(range(64))
 HASHES = BlockHasher(16).hash_tokens(pack_tokens(PROMPT))
@@ -105,6 +106,72 @@ async def test_workers_come_and_go(client):
     await call(client, "DELETE", "/workers/1")
     await call(client, "DELETE", "/workers/1", status=404)
     await call(client, "POST", "/select", {"token_ids": PROMPT}, 503)
+
+
+async def test_a_worker_changes_without_losing_its_cache(client):
+    await register(client, 1)
+    await store(client, 1)
+    changed = await call(client, "PATCH", "/workers/1", {"total_kv_blocks": 77, "endpoint": "http://moved"})
+    assert (changed["total_kv_blocks"], changed["endpoint"], changed["block_size"]) == (77, "http://moved", 16)
+    answer = await call(client, "POST", "/select", {"token_ids": PROMPT})
+    assert (answer["overlap"]["gpu"], answer["endpoint"]) == (64, "http://moved")
+    await call(client, "PATCH", "/workers/1", {"data_parallel_size": 2})
+    assert (await call(client, "POST", "/select", {"token_ids": PROMPT}))["overlap"]["gpu"] == 0
+    (loads,) = await call(client, "GET", "/loads")
+    assert [load["worker"] for load in loads["workers"]] == [[1, 0], [1, 1]]
+    for body, part in (({"colour": 1}, "colour"), ({"worker_id": 2}, "cannot change"), ([], "no JSON object")):
+        answer = await call(client, "PATCH", "/workers/1", body, 400)
+        assert part in answer["error"]["message"]
+    await call(client, "PATCH", "/workers/9", {}, 404)
+    await call(client, "PATCH", "/workers/x", {}, 404)
+
+
+async def test_others_may_choose_and_book(client):
+    await register(client, 1)
+    await register(client, 2, data_parallel_size=2)
+    await store(client, 1)
+    prompt = {"token_ids": PROMPT + [7] * 16}
+    booked = await call(client, "POST", "/reservations", {**prompt, "worker_id": 2, "dp_rank": 1}, 201)
+    assert (booked["worker_id"], booked["dp_rank"]) == (2, 1)
+    found = await call(client, "POST", "/potential_loads", prompt)
+    assert [tuple(load.values()) for load in found] == [(1, 0, 16, 5, 0), (2, 0, 80, 5, 0), (2, 1, 80, 5, 1)]
+    path = f"/reservations/{booked['reservation_id']}"
+    assert (await call(client, "POST", f"{path}/output_block"))["output_tokens"] == 16
+    assert (await call(client, "POST", f"{path}/output_block", {"blocks": 2}))["output_tokens"] == 48
+    (loads,) = await call(client, "GET", "/loads")
+    assert loads["workers"][2]["projected"]["decode_blocks"] == 8
+    await call(client, "DELETE", path)
+    assert (await call(client, "POST", f"{path}/output_block"))["output_tokens"] == 0
+    await call(client, "POST", "/reservations", {**prompt, "worker_id": 9}, 404)
+    answer = await call(client, "POST", "/reservations", {**prompt, "worker_id": 2, "dp_rank": 7}, 400)
+    assert "7" in answer["error"]["message"]
+    await call(client, "POST", f"{path}/output_block", {"blocks": 0}, 400)
+
+
+async def test_prefill_and_decode_workers_are_chosen_apart():
+    split = read_split_options({"policy": "isl_bounding", "eff_isl_threshold": 32})
+    service = SelectionService(RouterSettings(policy="kv"), split=split)
+    async with TestClient(TestServer(service.application())) as client:
+        await register(client, 1, worker_type="decode")
+        await call(client, "POST", "/select_split", {"token_ids": PROMPT}, 404)
+        await register(client, 2, worker_type="prefill")
+        assert (await call(client, "POST", "/select", {"token_ids": PROMPT}))["worker_id"] == 1
+        assert (await call(client, "POST", "/select", {"token_ids": PROMPT, "phase": "prefill"}))["worker_id"] == 2
+        answer = await call(client, "POST", "/select_split_and_reserve", {"token_ids": PROMPT})
+        assert (answer["prefill"]["worker_id"], answer["decode"]["worker_id"]) == (2, 1)
+        assert "does not report" in answer["reason"]
+        loads = {entry["prefill"]: entry["workers"][0] for entry in await call(client, "GET", "/loads")}
+        assert loads[True]["projected"] == {"prefill_tokens": 64, "active_requests": 1}
+        assert loads[False]["projected"] == {"decode_blocks": 4, "active_requests": 1}
+        await call(client, "POST", "/workers/1/load", {"kv_used_blocks": 5, "kv_total_blocks": 10})
+        await store(client, 1)
+        answer = await call(client, "POST", "/select_split", {"token_ids": PROMPT + [1] * 16})
+        assert answer["prefill"] is None
+        assert answer["reason"] == "one worker: 16 of 80 prompt tokens are left to compute there"
+        await call(client, "POST", "/workers/1/load", {"kv_used_blocks": 5, "kv_total_blocks": 10, "dp_rank": 3}, 400)
+        assert set(await call(client, "GET", "/dump")) == {"default:default", "default:default:prefill"}
+        ready = await call(client, "GET", "/ready")
+        assert set(ready["index_modes"]) == {"default/default/1/0", "default/default/prefill/2/0"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""``dynamo-router serve``: the selection service as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
+
+from aiohttp import web
+from pydantic import Field
+
+from dynamo_core.errors import ConfigurationError
+from dynamo_core.settings import DynamoSettings, resolve_settings
+from dynamo_router._peers import fetch_peer
+from dynamo_router._router import KvRouter
+from dynamo_router._service import SelectionService
+from dynamo_router._settings import RouterSettings
+from dynamo_router._split import read_split_options
+
+
+class ServeSettings(DynamoSettings):
+    """Where the selection service listens."""
+
+    component: ClassVar[str] = "router_serve"
+
+    host: Annotated[str, Field(description="Address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one")] = 8092
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = 64 * 1024 * 1024
+    max_routers: Annotated[int, Field(ge=1, description="Most (model, routing group) pairs")] = 64
+    split: Annotated[
+        dict[str, Any],
+        Field(description='When a decode worker computes the prompt itself: {"policy": "isl_bounding", ...}'),
+    ] = {}  # noqa: RUF012 - pydantic copies defaults
+    peers: Annotated[
+        list[str],
+        Field(description="URLs of services like this one; workers and index of the first to answer are taken"),
+    ] = []  # noqa: RUF012 - pydantic copies defaults
+
+
+def serve(argv: Sequence[str], write: Callable[[str], None]) -> int:
+    """Run the command until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigurationError: for a bad flag, policy or address.
+    """
+    resolved = resolve_settings("dynamo-router serve", (ServeSettings, RouterSettings), argv)
+    settings, routing = resolved.get(ServeSettings), resolved.get(RouterSettings)
+    # Fails early for a bad policy or option; the log is the real routers' to open.
+    KvRouter(block_size=1, settings=routing.model_copy(update={"receipts_dir": ""}))
+    read_split_options(settings.split)
+    asyncio.run(_serve(settings, routing, write))
+    return 0
+
+
+async def _serve(settings: ServeSettings, routing: RouterSettings, write: Callable[[str], None]) -> None:
+    service = SelectionService(routing, max_routers=settings.max_routers, split=read_split_options(settings.split))
+    state = await fetch_peer(settings.peers)
+    if state is not None:
+        await service.adopt(state)
+    runner = web.AppRunner(service.application(max_body_bytes=settings.max_body_bytes), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, settings.host, settings.port)
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigurationError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port"
+        ) from error
+    host, port = runner.addresses[0][:2]
+    write(f"dynamo-router selects on http://{host}:{port}")
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    upkeep = asyncio.create_task(service.upkeep())
+    await stopped.wait()
+    upkeep.cancel()
+    await asyncio.gather(upkeep, return_exceptions=True)
+    await runner.cleanup()
