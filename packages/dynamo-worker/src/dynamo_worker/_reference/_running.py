@@ -19,8 +19,10 @@ from dynamo_core.kv import BlockDescriptor
 from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.requests import GenerateRequest
 from dynamo_worker._reference._assembly import LoadedEngine
+from dynamo_worker._reference._constraints import Constraints
 from dynamo_worker._reference._core import ActiveRequest, Output, StepStats
 from dynamo_worker._reference._delivery import Delivery
+from dynamo_worker._reference._grammar import GrammarCompiler
 from dynamo_worker._reference._lora_store import LoraStore
 from dynamo_worker._reference._metrics import EngineMetrics
 from dynamo_worker._reference._model import LlamaModel
@@ -48,6 +50,9 @@ class Running:
         self.config = loaded.config
         self.max_context = loaded.max_context
         self.loras = LoraStore(loaded.config)
+        self.constraints = Constraints(
+            GrammarCompiler(settings.model_folder, loaded.config.vocab_size, loaded.config.eos_token_ids)
+        )
         self._sleep_level = 0
         self._context = context
         self._notify = notify
@@ -68,15 +73,18 @@ class Running:
             max_context=self.max_context,
             eos=self.config.eos_token_ids,
         )
+        self.constraints.require_available(request)
         lora = self.loras.resolve(request)
         adapter = self.loras.acquire(lora)
         if lora != request.routing.lora:
             request = msgspec.structs.replace(request, routing=msgspec.structs.replace(request.routing, lora=lora))
         active = self.core.activate(request, self._seed_of(request), adapter)
-        if not self.thread.post(lambda: self.core.add(active)):
-            self.loras.release(adapter)
-            raise UnavailableError("the engine has stopped", reason="backend.engine_shutdown")
         self._deliveries[active] = Delivery(sink)
+        if request.sampling.guided is not None and not self.constraints.apply_kept(active):
+            self.constraints.prepare(active, self._enqueue_late)
+        elif not self.thread.post(lambda: self.core.add(active)):
+            self._forget(active)
+            raise _stopped()
         self._idle.clear()
         return active
 
@@ -84,6 +92,8 @@ class Running:
         delivery = self._deliveries.get(active)
         if delivery is not None and not delivery.is_aborted:
             delivery.is_aborted = True
+            if self.constraints.give_up(active):  # it never came to the core, which gives its last chunks
+                self.thread.post(lambda: self.core.add(active))
             self.thread.post(lambda: self.core.abort(active))
 
     def abort_id(self, request_id: str) -> None:
@@ -138,6 +148,18 @@ class Running:
                 reason="capacity.worker_overloaded",
             )
 
+    async def close(self) -> None:
+        """Fail what still runs and end the thread. Idempotent."""
+        for active in self.constraints.give_up_all():
+            self._enqueue_late(active, _stopped())
+        await self.thread.close()
+
+    def _enqueue_late(self, active: ActiveRequest, error: DynamoError | None) -> None:
+        if error is None and not self.thread.post(lambda: self.core.add(active)):
+            error = _stopped()
+        if error is not None:
+            self._deliver([(active, error)], None, 0.0)
+
     def _seed_of(self, request: GenerateRequest) -> int:
         if request.sampling.seed is not None:
             return request.sampling.seed & _SEED_MASK
@@ -156,7 +178,7 @@ class Running:
             delivery.push(item)
         if not self._deliveries:
             self._idle.set()
-        self._metrics.observe(self.core, stats, wall_time_s)
+        self._metrics.observe(self.core, len(self.constraints), stats, wall_time_s)
         if stats is not None:
             self._notify(self._forward_pass(stats, wall_time_s))
 
@@ -172,3 +194,7 @@ class Running:
             queued=stats.queued,
             timestamp_s=self._context.clock.time(),
         )
+
+
+def _stopped() -> UnavailableError:
+    return UnavailableError("the engine has stopped", reason="backend.engine_shutdown")

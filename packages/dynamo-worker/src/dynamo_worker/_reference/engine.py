@@ -1,7 +1,7 @@
 """``ReferenceEngine``: the engine contract around an ``EngineCore`` on its own thread.
 
 It runs Llama-architecture models from safetensors in NumPy: continuous batching, paged KV cache, prefix caching,
-chunked prefill, preemption, seeded sampling, offload and onboarding of KV blocks.
+chunked prefill, preemption, seeded and grammar-constrained sampling, offload and onboarding of KV blocks.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ReferenceEngine:
         for name, folder in self._settings.adapters.items():
             await self._running.loras.load(name, folder)
         await self._running.thread.call(lambda: self._events.bind(context.kv_connector, loaded.core.cache))
-        return _engine_config(self._settings, loaded)
+        return _engine_config(self._settings, loaded, guided=self._running.constraints.is_available)
 
     async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
         """Yield tokens as they come; stopping the context or closing the iterator frees the request within a step.
@@ -125,7 +125,7 @@ class ReferenceEngine:
         await self._embeddings.close()
         running, self._running = self._running, None
         if running is not None:
-            await running.thread.close()
+            await running.close()
 
     def set_kv_event_sink(self, sink: KvEventSink, *, dp_rank: int = 0) -> None:
         """Report KV changes to ``sink``; the engine has the one rank 0."""
@@ -233,7 +233,7 @@ class ReferenceEngine:
         return self._running
 
 
-def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine) -> EngineConfig:
+def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine, *, guided: bool) -> EngineConfig:
     return EngineConfig(
         model=settings.model_name,
         model_path=str(settings.model_folder.resolve()),
@@ -242,7 +242,7 @@ def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine) -> EngineC
         eos_token_ids=loaded.config.eos_token_ids,
         model_types=(ModelType.CHAT, ModelType.COMPLETIONS, ModelType.EMBEDDING),
         output_modalities=(Modality.TEXT, Modality.EMBEDDING),
-        capabilities=CAPABILITIES,
+        capabilities=tuple(sorted((*CAPABILITIES, "guided_decoding"))) if guided else CAPABILITIES,
         runtime_config=ModelRuntimeConfig(
             total_kv_blocks=settings.num_blocks,
             max_num_seqs=settings.max_num_seqs,
