@@ -37,7 +37,8 @@ class GuidedEngineConformance(EngineConformance, suite=True):
 
     def guided_request(self, request_id: str, guided: GuidedDecoding, **options: Any) -> GenerateRequest:
         """Return a constrained request that the model's own end may end; ``options`` are sampling options."""
-        sampling = SamplingOptions(guided=guided, **{"temperature": 1.0, "seed": 7, **options})
+        chosen: dict[str, Any] = {"temperature": 1.0, "seed": 7, **options}
+        sampling = SamplingOptions(guided=guided, **chosen)
         return self.token_request(request_id, sampling=sampling, stop=StopConditions(max_tokens=64))
 
     async def test_guided_decoding_is_announced(self) -> None:
