@@ -12,6 +12,7 @@ from dynamo_worker._reference._block_pool import BlockPool
 from dynamo_worker._reference._config import ModelConfig
 from dynamo_worker._reference._core import EngineCore
 from dynamo_worker._reference._events import BlockEvents
+from dynamo_worker._reference._invariance import is_batch_invariant
 from dynamo_worker._reference._kv_cache import KVCache
 from dynamo_worker._reference._model import LlamaModel
 from dynamo_worker._reference._safetensors import SafetensorsFolder
@@ -26,6 +27,7 @@ class LoadedEngine:
     core: EngineCore
     config: ModelConfig
     max_context: int
+    is_batch_invariant: bool = False
 
 
 def load_engine(settings: ReferenceSettings, events: BlockEvents, connector: KvConnector | None) -> LoadedEngine:
@@ -52,7 +54,7 @@ def load_engine(settings: ReferenceSettings, events: BlockEvents, connector: KvC
     )
     scheduler = Scheduler(limits, pool, connector)
     core = EngineCore(model, cache, pool, scheduler, max_context=max_context, eos_token_ids=config.eos_token_ids)
-    return LoadedEngine(core, config, max_context)
+    return LoadedEngine(core, config, max_context, is_batch_invariant(model, cache, max_context))
 
 
 def load_model(settings: ReferenceSettings, config: ModelConfig, max_context: int) -> LlamaModel:

@@ -38,7 +38,10 @@ class ReferenceEngine:
 
     Log-probabilities are those of the model's own distribution, before bias, penalties and temperature. The draw of a
     sampled token is a function of (seed, choice, output position); a request without a seed gets one from the
-    engine's. Equal greedy requests give equal tokens however they are batched, cut, cached or preempted.
+    engine's. Equal requests give equal tokens and log-probabilities, bit for bit, however they are batched, cut into
+    chunks, cached, preempted or moved, where the card's ``runtime_data`` has ``batch_invariant`` true: when it starts,
+    the engine tries whether this machine's BLAS keeps the order of its sums (kernels for AVX-512 do, those for AVX2 do
+    not). Elsewhere two tokens whose logits differ by less than 1e-4 may change places.
 
     Args:
         settings: Options.
@@ -247,5 +250,6 @@ def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine, *, guided:
             total_kv_blocks=settings.num_blocks,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
+            runtime_data={"batch_invariant": loaded.is_batch_invariant},
         ),
     )
