@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dynamo_core.kv import BlockLayout
 from dynamo_worker._reference._attention import KEY_TILE, QUERY_TILE, Segment
 from dynamo_worker._reference._kv_cache import KVCache
 from dynamo_worker._reference._model import Floats, LlamaModel
@@ -20,15 +21,14 @@ _LENGTH = 2 * max(KEY_TILE, QUERY_TILE) + 45
 _CHUNKS = (1, 2, 3, 5, 7, 16, 31)
 
 
-def is_batch_invariant(model: LlamaModel, cache: KVCache, max_context: int) -> bool:
+def is_batch_invariant(model: LlamaModel, layout: BlockLayout, max_context: int) -> bool:
     """Compute a prompt whole, then again in pieces of many sizes side by side, and compare every bit. Blocks.
 
     Args:
         model: The model.
-        cache: Memory of the engine; its layout is used, not its content.
+        layout: Layout of its KV blocks.
         max_context: Most tokens the model takes.
     """
-    layout = cache.layout
     length = min(_LENGTH, max_context)
     tokens = [int(token) for token in np.arange(length) * 7919 % model.config.vocab_size]
     table = range(-(-length // layout.block_size))

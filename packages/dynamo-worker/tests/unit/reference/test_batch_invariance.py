@@ -73,7 +73,7 @@ PRESSURE = Mix(16, 0, 64, [(0, [*PREFIX[: 40 + 31 * number], 50 + number]) for n
 
 @pytest.fixture(scope="module")
 def exact() -> bool:
-    return load_engine(ReferenceSettings(), BlockEvents(), None).is_batch_invariant
+    return load_engine(ReferenceSettings(), [BlockEvents()], None).is_batch_invariant
 
 
 def test_wide_kernels_are_exact(exact: bool) -> None:
@@ -133,7 +133,7 @@ def test_the_trial_sees_a_product_that_depends_on_the_batch() -> None:
             return straight(rows) * np.float32(1 + 1e-6 * (len(rows) < 64))
 
     object.__setattr__(layer, "down", _Uneven())
-    assert not is_batch_invariant(model, core.cache, 4096)
+    assert not is_batch_invariant(model, core.cache.layout, 4096)
 
 
 async def test_the_card_says_what_was_found(exact: bool) -> None:

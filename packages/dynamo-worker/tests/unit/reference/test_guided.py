@@ -223,9 +223,9 @@ async def test_drain_waits_for_requests_whose_grammar_is_not_ready(engine: Refer
 async def test_kept_grammars_are_bounded(engine: ReferenceEngine) -> None:
     for number in range(MAX_KEPT_GRAMMARS + 8):
         await collect(engine, guided(choice=(f"a{number}",)))
-    running = engine._running
-    assert running is not None
-    assert len(running.constraints) == MAX_KEPT_GRAMMARS
+    ranks = engine._ranks
+    assert ranks is not None
+    assert len(ranks.constraints) == MAX_KEPT_GRAMMARS
 
 
 async def test_a_model_without_a_tokenizer_offers_no_constraints(tmp_path: Path) -> None:
