@@ -8,6 +8,7 @@ from dynamo_core.testing._clock import FakeClock
 from dynamo_core.testing._component import ComponentConformance
 from dynamo_core.testing._discovery import DiscoveryConformance
 from dynamo_core.testing._engine import EngineConformance
+from dynamo_core.testing._engine_guided import GuidedEngineConformance
 from dynamo_core.testing._engine_lifecycle import EngineLifecycleConformance
 from dynamo_core.testing._event_bus import EventBusConformance
 from dynamo_core.testing._kv import BlockStoreConformance, DeviceBlocks, KvConnectorConformance
@@ -29,6 +30,7 @@ __all__ = [
     "EngineLifecycleConformance",
     "EventBusConformance",
     "FakeClock",
+    "GuidedEngineConformance",
     "KvConnectorConformance",
     "LoadPredictorConformance",
     "OutputParserConformance",

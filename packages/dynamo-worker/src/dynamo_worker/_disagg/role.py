@@ -85,6 +85,11 @@ class Role:
                 f"give --role {self.config.worker_type.value} too"
             )
         blocks = self._require_blocks()
+        if self.config.runtime_config.data_parallel_size > 1:
+            raise ConfigurationError(
+                f"a hand-off names no dp rank, so --role {self._settings.role} needs an engine with one; "
+                "start a worker for each rank"
+            )
         if wanted is WorkerType.PREFILL:
             await self._start_prefill(blocks, endpoint, instance_id, facts)
         else:

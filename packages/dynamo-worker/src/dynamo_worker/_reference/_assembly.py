@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from threadpoolctl import threadpool_limits
@@ -12,6 +13,7 @@ from dynamo_worker._reference._block_pool import BlockPool
 from dynamo_worker._reference._config import ModelConfig
 from dynamo_worker._reference._core import EngineCore
 from dynamo_worker._reference._events import BlockEvents
+from dynamo_worker._reference._invariance import is_batch_invariant
 from dynamo_worker._reference._kv_cache import KVCache
 from dynamo_worker._reference._model import LlamaModel
 from dynamo_worker._reference._safetensors import SafetensorsFolder
@@ -21,15 +23,18 @@ from dynamo_worker._reference._settings import ReferenceSettings
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """A core with what it was made from."""
+    """The cores of all ranks, with what they were made from."""
 
-    core: EngineCore
+    cores: tuple[EngineCore, ...]
     config: ModelConfig
     max_context: int
+    is_batch_invariant: bool = False
 
 
-def load_engine(settings: ReferenceSettings, events: BlockEvents, connector: KvConnector | None) -> LoadedEngine:
-    """Load the model and build the core. Blocks; the number of BLAS threads is set for the whole process.
+def load_engine(
+    settings: ReferenceSettings, events: Sequence[BlockEvents], connector: KvConnector | None
+) -> LoadedEngine:
+    """Load the model and build a core for each receiver of events. Blocks; BLAS threads are set for the whole process.
 
     Raises:
         ConfigurationError: if the model cannot be loaded or its context does not fit in the blocks.
@@ -42,17 +47,21 @@ def load_engine(settings: ReferenceSettings, events: BlockEvents, connector: KvC
     layout = BlockLayout(
         config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, settings.kv_cache_dtype
     )
-    cache = KVCache(layout, settings.num_blocks)
-    pool = BlockPool(settings.num_blocks, events)
     limits = SchedulerLimits(
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         enable_prefix_caching=settings.enable_prefix_caching,
     )
-    scheduler = Scheduler(limits, pool, connector)
-    core = EngineCore(model, cache, pool, scheduler, max_context=max_context, eos_token_ids=config.eos_token_ids)
-    return LoadedEngine(core, config, max_context)
+    cores: list[EngineCore] = []
+    for heard in events:
+        pool = BlockPool(settings.num_blocks, heard)
+        scheduler = Scheduler(limits, pool, connector)
+        cache = KVCache(layout, settings.num_blocks)
+        cores.append(
+            EngineCore(model, cache, pool, scheduler, max_context=max_context, eos_token_ids=config.eos_token_ids)
+        )
+    return LoadedEngine(tuple(cores), config, max_context, is_batch_invariant(model, layout, max_context))
 
 
 def load_model(settings: ReferenceSettings, config: ModelConfig, max_context: int) -> LlamaModel:

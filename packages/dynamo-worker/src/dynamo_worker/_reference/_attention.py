@@ -1,11 +1,13 @@
 """Causal grouped-query attention over a paged KV cache.
 
 What does not differ between layers (which rows belong together, their block tables, their masks) is worked out once
-per step, in an ``AttentionPlan``; each layer then runs one gather, two products and a softmax per group of rows.
+per step, in an ``AttentionPlan``; each layer then runs one gather, two products and a softmax per group of rows. What
+a row gives depends on its own position alone, to the last bit, as far as the BLAS allows (``_invariance``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,17 @@ Ints = npt.NDArray[np.int64]
 
 QUERY_TILE = 128
 """Most query rows of one prefill that are scored at once; bounds the score matrix."""
+
+KEY_TILE = 128
+"""Most weights that are summed at once. A longer sum adds the sums of tiles one after the other: so the masked keys
+behind a row's own position, of which the batch decides how many there are, add zeros and move nothing."""
+
+_LANES = 16
+"""Keys come in multiples of this: NumPy sums that many numbers in another order than one more."""
+
+_SMALL_SCORES = 1280
+"""Below this many scores OpenBLAS takes kernels that sum over the columns of a transposed right-hand side in another
+order than its large ones; a copy that lies straight is summed in the same order by all."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +120,22 @@ def _attend_group(query: Floats, pages: npt.NDArray[np.floating], group: _Group)
 
 
 def _softmax_average(query: Floats, keys: Floats, values: Floats, hidden: npt.NDArray[np.bool_]) -> Floats:
-    scores = query @ keys.swapaxes(-1, -2)
+    count, length = query.shape[-2], keys.shape[-2]
+    if count == 1:
+        query = np.concatenate((query, query), axis=-2)
+    columns = keys.swapaxes(-1, -2)
+    scores = query @ (np.ascontiguousarray(columns) if query.shape[-2] * length < _SMALL_SCORES else columns)
     np.copyto(scores, -np.inf, where=hidden)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)
-    return (scores @ values) / total
+    weighted = scores[..., :KEY_TILE] @ values[..., :KEY_TILE, :]
+    total = scores[..., :KEY_TILE].sum(axis=-1, keepdims=True)
+    for first in range(KEY_TILE, length, KEY_TILE):
+        part = scores[..., first : first + KEY_TILE]
+        weighted += part @ values[..., first : first + KEY_TILE, :]
+        total += part.sum(axis=-1, keepdims=True)
+    weighted /= total
+    return weighted[..., :count, :]
 
 
 def _block_of_rows(segment: Segment, block_size: int) -> list[int]:
@@ -130,7 +153,7 @@ def _decode_groups(segments: Sequence[Segment], rows: Ints, block_size: int) -> 
             alike.setdefault((segment.start // block_size).bit_length(), []).append(index)
     for members in alike.values():
         positions = np.array([segments[index].start for index in members])
-        tables = np.zeros((len(members), int(positions.max()) // block_size + 1), dtype=np.int64)
+        tables = np.zeros((len(members), _table_blocks(int(positions.max()), block_size)), dtype=np.int64)
         for table, index in zip(tables, members, strict=True):
             used = segments[index].start // block_size + 1
             table[:used] = segments[index].block_ids[:used]
@@ -138,12 +161,20 @@ def _decode_groups(segments: Sequence[Segment], rows: Ints, block_size: int) -> 
         yield _Group(rows[members], tables, hidden)
 
 
+def _table_blocks(position: int, block_size: int) -> int:
+    """Return how many blocks reach ``position`` and make whole lanes; those too many are masked."""
+    step = _LANES // math.gcd(_LANES, block_size)
+    return -(-(position // block_size + 1) // step) * step
+
+
 def _prefill_groups(segment: Segment, last_row: int, block_size: int, group_size: int) -> Iterator[_Group]:
     count = len(segment.token_ids)
     for first in range(0, count, QUERY_TILE):
         stop = min(first + QUERY_TILE, count)
         positions = segment.start + np.arange(first, stop)
-        table = np.array([segment.block_ids[: int(positions[-1]) // block_size + 1]])
+        table = np.zeros((1, _table_blocks(int(positions[-1]), block_size)), dtype=np.int64)
+        used = int(positions[-1]) // block_size + 1
+        table[0, :used] = segment.block_ids[:used]
         hidden = np.arange(table.shape[1] * block_size) > np.repeat(positions, group_size)[:, None]
         rows = slice(last_row + 1 - count + first, last_row + 1 - count + stop)
         yield _Group(rows, table, hidden)

@@ -14,6 +14,7 @@ from dynamo_core.requests import GenerateChunk, GenerateRequest, Usage
 from dynamo_core.tokens import pack_tokens
 from dynamo_worker._reference._attention import Segment
 from dynamo_worker._reference._block_pool import BlockPool
+from dynamo_worker._reference._grammar import Grammar
 from dynamo_worker._reference._kv_cache import KVCache
 from dynamo_worker._reference._lora import LoraAdapter
 from dynamo_worker._reference._model import LlamaModel
@@ -40,6 +41,11 @@ class ActiveRequest:
     sequences: list[Sequence]
     end_tokens: frozenset[int]
     num_unfinished: int = 0
+
+    def constrain(self, grammar: Grammar) -> None:
+        """Make every choice follow a grammar of its own from here on."""
+        for sequence in self.sequences:
+            sequence.grammar = grammar.fork()
 
 
 Output = tuple[ActiveRequest, "GenerateChunk | DynamoError"]
@@ -122,6 +128,8 @@ class EngineCore:
         first = active.sequences[0]
         if first.num_output_tokens >= first.max_output_tokens:  # a continuation whose output was complete already
             self._finish(first, FinishReason.LENGTH)
+        elif first.grammar is not None and first.grammar.is_complete:
+            self._finish(first, FinishReason.STOP)
         else:
             self.scheduler.add(first)
 
@@ -155,6 +163,8 @@ class EngineCore:
         stats = self._stats(output)
         for item, token in self._compute_isolated(output.scheduled):
             sequence = item.sequence
+            if sequence.state is SequenceState.FINISHED:  # its request failed with another of its choices
+                continue
             self.scheduler.advance(item)
             if token is not None:
                 self._accept(sequence, token)
@@ -262,8 +272,16 @@ class EngineCore:
             is_stop = token.token_id in active.request.stop.stop_token_ids
             self._finish(sequence, FinishReason.STOP if is_stop else FinishReason.EOS, stop_token_id=token.token_id)
             return
+        self._append(active, sequence, token)
+
+    def _append(self, active: ActiveRequest, sequence: Sequence, token: SampledToken) -> None:
+        if sequence.grammar is not None and not sequence.grammar.accept((token.token_id,)):
+            self.fail(active, _step_error(ValueError(f"token {token.token_id} breaks the grammar of its choice")))
+            return
         sequence.tokens.append(token.token_id)
-        if sequence.num_output_tokens >= sequence.max_output_tokens:
+        if sequence.grammar is not None and sequence.grammar.is_complete:
+            self._finish(sequence, FinishReason.STOP, token)
+        elif sequence.num_output_tokens >= sequence.max_output_tokens:
             self._finish(sequence, FinishReason.LENGTH, token)
         else:
             self._outputs.append((active, _chunk(sequence, token)))
@@ -328,7 +346,9 @@ def _usage(active: ActiveRequest) -> Usage:
     )
 
 
-def _step_error(error: Exception) -> InternalError:
+def _step_error(error: Exception) -> DynamoError:
+    if isinstance(error, DynamoError):
+        return error
     failure = InternalError(
         "The engine failed while it computed this request.",
         reason="backend.engine_step_failed",

@@ -1,9 +1,10 @@
-"""Matrix products whose rows depend (almost) not on how many there are.
+"""Matrix products whose rows do not depend on how many there are.
 
-A BLAS sums one row in another order than many, so no product has a single row. Weights lie ``[in, out]``: then each
-output is summed over ``in`` in one order whatever the number of rows (measured with OpenBLAS on AVX-512; other kernels
-differ in the last bit). Wide weights are cut into panels, because a BLAS repacks a large right-hand side on each call,
-which for a few rows costs more than the product.
+A BLAS sums one row, or one column, in another order than many: so no product has a single row, and none less than 16
+columns. Weights lie ``[in, out]``: then OpenBLAS on AVX-512 sums each output over ``in`` in one order whatever the
+number of rows. Other kernels may differ in the last bit; ``_invariance`` finds out which ones this machine has. Wide
+weights are cut into panels, because a BLAS repacks a large right-hand side on each call, which for a few rows costs
+more than the product.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ Floats = npt.NDArray[np.float32]
 
 _PANEL_ELEMENTS = 1 << 16
 _MIN_PANEL_WIDTH = 128
+_MIN_WIDTH = 16
 
 
 class Linear:
@@ -25,6 +27,9 @@ class Linear:
     """
 
     def __init__(self, weight: Floats) -> None:
+        self._width = len(weight)
+        if self._width < _MIN_WIDTH:
+            weight = np.concatenate((weight, np.zeros((_MIN_WIDTH - len(weight), weight.shape[1]), dtype=np.float32)))
         width, height = weight.shape
         panels = _panel_count(width, height)
         self._panels = np.ascontiguousarray(weight.reshape(panels, width // panels, height).swapaxes(1, 2))
@@ -35,7 +40,7 @@ class Linear:
         if count == 1:
             rows = np.concatenate((rows, rows))
         if len(self._panels) == 1:
-            return (rows @ self._panels[0])[:count]
+            return (rows @ self._panels[0])[:count, : self._width]
         return (rows @ self._panels).swapaxes(0, 1).reshape(len(rows), -1)[:count]
 
 

@@ -1,9 +1,9 @@
 """The next token of each sequence, from its logits.
 
-Order, as vLLM has it: log-probabilities are taken from the model's own distribution; then bans (allowed ids, minimum
-length), logit bias, repetition, presence and frequency penalties; then greedy choice, or temperature, min-p, top-k,
-top-p and a draw. The draw inverts the cumulative distribution at one uniform number, and that number is a function of
-(seed, choice, output position) alone.
+Order, as vLLM has it: log-probabilities are taken from the model's own distribution; then bans (minimum length,
+allowed ids, the output's grammar), logit bias, repetition, presence and frequency penalties; then greedy choice, or
+temperature, min-p, top-k, top-p and a draw. The draw inverts the cumulative distribution at one uniform number, and
+that number is a function of (seed, choice, output position) alone.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def _adjust(row: Floats, sequence: Sequence, ends: Collection[int]) -> None:
         banned = np.ones(len(row), dtype=np.bool_)
         banned[list(options.allowed_token_ids)] = False
         row[banned] = -np.inf
+    if sequence.grammar is not None:
+        sequence.grammar.ban(row, ends)
     if options.logit_bias:
         row[list(options.logit_bias)] += np.array(list(options.logit_bias.values()), dtype=np.float32)
     _penalize(row, sequence, options)

@@ -11,6 +11,7 @@ from dynamo_core.kv import BlockDescriptor
 from dynamo_core.requests import GenerateRequest
 from dynamo_core.tokens import BlockHasher, unpack_hashes, unpack_tokens
 from dynamo_worker._reference._block_pool import KVCacheBlock
+from dynamo_worker._reference._grammar import Grammar
 from dynamo_worker._reference._lora import LoraAdapter
 
 
@@ -50,6 +51,7 @@ class Sequence:
         self.num_cached_tokens: int | None = None
         self.num_registered_blocks = 0
         self.adapter: LoraAdapter | None = None
+        self.grammar: Grammar | None = None
         self._block_size = block_size
         self._hasher = BlockHasher(block_size, lora=request.routing.lora, salt=request.routing.cache_salt)
         self._descriptors: list[BlockDescriptor] = []

@@ -31,6 +31,7 @@ class ReferenceSettings(DynamoSettings):
     enable_prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prefixes")
     kv_cache_dtype: Literal["f32", "f16"] = Field("f32", description="element type of the KV cache: f32 or f16")
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of unseeded requests; the worker's if unset")
+    data_parallel_size: int = Field(1, ge=1, le=64, description="dp ranks, each with KV blocks and a thread of its own")
     lora: list[str] = Field(default_factory=list[str], description="adapters to load at start, as NAME=FOLDER")
     num_threads: int = Field(1, ge=1, description="threads of one matrix product")
 

@@ -9,6 +9,7 @@ from dynamo_core.enums import Modality, PartKind
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.requests import GenerateRequest, SamplingOptions
 from dynamo_core.tokens import token_count, unpack_tokens
+from dynamo_worker._reference._grammar import require_usable
 
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 64
@@ -32,6 +33,10 @@ def require_servable(request: GenerateRequest, *, vocab_size: int, max_context: 
     _require_room(request, max_context)
     _require_ranges(request.sampling)
     _require_vocabulary(request, vocab_size)
+    if request.sampling.guided is not None:
+        require_usable(request.sampling.guided)
+        if request.sampling.allowed_token_ids:
+            raise _refusal("allowed_token_ids", "and guided both limit the tokens; keep one")
     allowed = set(request.sampling.allowed_token_ids)
     ends = {*request.stop.stop_token_ids, *(() if request.stop.ignore_eos else request.eos_token_ids or eos)}
     if allowed and allowed <= ends and request.stop.min_tokens:
@@ -63,7 +68,6 @@ def _require_features(request: GenerateRequest) -> None:
     unsupported = {
         "modality": request.modality is not Modality.TEXT or request.output.modality is not Modality.TEXT,
         "parts": bool(request.parts),
-        "guided": request.sampling.guided is not None,
         "prompt_logprobs": request.output.prompt_logprobs is not None,
         "max_thinking_tokens": request.stop.max_thinking_tokens is not None,
         "handoff": request.handoff is not None,

@@ -1,7 +1,7 @@
 """``ReferenceEngine``: the engine contract around an ``EngineCore`` on its own thread.
 
 It runs Llama-architecture models from safetensors in NumPy: continuous batching, paged KV cache, prefix caching,
-chunked prefill, preemption, seeded sampling, offload and onboarding of KV blocks.
+chunked prefill, preemption, seeded and grammar-constrained sampling, offload and onboarding of KV blocks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
 from dynamo_core.enums import Modality, ModelType
 from dynamo_core.errors import (
+    ConfigurationError,
     InvalidRequestError,
     UnavailableError,
 )
@@ -26,7 +27,7 @@ from dynamo_worker._output_builder import OutputBuilder
 from dynamo_worker._reference._assembly import LoadedEngine, load_engine, load_model
 from dynamo_worker._reference._embedding import embed
 from dynamo_worker._reference._events import BlockEvents
-from dynamo_worker._reference._running import Running
+from dynamo_worker._reference._ranks import Ranks
 from dynamo_worker._reference._settings import ReferenceSettings
 from dynamo_worker._request_tasks import RequestTasks
 
@@ -38,7 +39,10 @@ class ReferenceEngine:
 
     Log-probabilities are those of the model's own distribution, before bias, penalties and temperature. The draw of a
     sampled token is a function of (seed, choice, output position); a request without a seed gets one from the
-    engine's. Equal greedy requests give equal tokens however they are batched, cut, cached or preempted.
+    engine's. Equal requests give equal tokens and log-probabilities, bit for bit, however they are batched, cut into
+    chunks, cached, preempted or moved, where the card's ``runtime_data`` has ``batch_invariant`` true: when it starts,
+    the engine tries whether this machine's BLAS keeps the order of its sums (kernels for AVX-512 do, those for AVX2 do
+    not). Elsewhere two tokens whose logits differ by less than 1e-4 may change places.
 
     Args:
         settings: Options.
@@ -46,9 +50,9 @@ class ReferenceEngine:
 
     def __init__(self, settings: ReferenceSettings) -> None:
         self._settings = settings
-        self._events = BlockEvents()
+        self._events = [BlockEvents() for _ in range(settings.data_parallel_size)]
         self._context: EngineContext | None = None
-        self._running: Running | None = None
+        self._ranks: Ranks | None = None
         self._embeddings = RequestTasks(self._embed)
         self._listener: Callable[[ForwardPassMetrics], None] | None = None
 
@@ -67,13 +71,19 @@ class ReferenceEngine:
         Raises:
             ConfigurationError: if it cannot be loaded or does not fit the options.
         """
+        if context.kv_connector is not None and self._settings.data_parallel_size > 1:
+            raise ConfigurationError(
+                f"option --data-parallel-size has the value {self._settings.data_parallel_size}, but a block manager "
+                "serves one rank; leave out --kv-connector, or start a worker for each rank"
+            )
         loaded = await asyncio.to_thread(load_engine, self._settings, self._events, context.kv_connector)
-        self._running = Running(loaded, self._settings, context, self._notify, self._events.unbind)
-        self._running.thread.start()
+        self._ranks = ranks = Ranks(loaded, self._settings, context, self._notify, self._events)
+        ranks.start()
         for name, folder in self._settings.adapters.items():
-            await self._running.loras.load(name, folder)
-        await self._running.thread.call(lambda: self._events.bind(context.kv_connector, loaded.core.cache))
-        return _engine_config(self._settings, loaded)
+            await ranks.loras.load(name, folder)
+        first = ranks.first
+        await first.thread.call(lambda: self._events[0].bind(context.kv_connector, first.core.cache))
+        return _engine_config(self._settings, loaded, guided=ranks.constraints.is_available)
 
     async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
         """Yield tokens as they come; stopping the context or closing the iterator frees the request within a step.
@@ -83,12 +93,13 @@ class ReferenceEngine:
             CapacityExhaustedError: if too many requests wait.
             UnavailableError: if the engine drains or has stopped.
         """
-        running = self._require_running()
+        ranks = self._require_ranks()
         if request.modality is Modality.EMBEDDING:
             async for chunk in self._embeddings.generate(request, context):
                 yield chunk
             return
         mailbox = Mailbox()
+        running = ranks.choose(request)
         active = running.submit(request, mailbox)
         context.on_stop(lambda: running.abort(active))
         try:
@@ -102,50 +113,50 @@ class ReferenceEngine:
 
     def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
         """Accept a request whose chunks are pushed; raises as ``generate``."""
-        running = self._require_running()
+        ranks = self._require_ranks()
         if request.modality is Modality.EMBEDDING:
             self._embeddings.submit(request, sink)
         else:
-            running.submit(request, sink)
+            ranks.choose(request).submit(request, sink)
 
     async def abort(self, request_id: str) -> None:
         """End all attempts of a request within one step."""
         self._embeddings.abort(request_id)
-        if self._running is not None:
-            self._running.abort_id(request_id)
+        if self._ranks is not None:
+            self._ranks.abort_id(request_id)
 
     async def drain(self) -> None:
         """Finish what runs, refuse what is new."""
-        if self._running is not None:
+        if self._ranks is not None:
             await self._embeddings.drain()
-            await self._running.drain()
+            await self._ranks.drain()
 
     async def cleanup(self) -> None:
         """Stop the thread, fail what still runs, release the memory."""
         await self._embeddings.close()
-        running, self._running = self._running, None
-        if running is not None:
-            await running.thread.close()
+        ranks, self._ranks = self._ranks, None
+        if ranks is not None:
+            await ranks.close()
 
     def set_kv_event_sink(self, sink: KvEventSink, *, dp_rank: int = 0) -> None:
-        """Report KV changes to ``sink``; the engine has the one rank 0."""
-        self._events.sink = sink
+        """Report KV changes of a rank to ``sink``."""
+        self._events[dp_rank].sink = sink
 
     def set_forward_pass_listener(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
         """Report each step to ``listener``."""
         self._listener = listener
 
     def load(self, *, dp_rank: int = 0) -> ReportedLoad:
-        """Return the present load."""
-        return self._require_running().load()
+        """Return the present load of a rank."""
+        return self._require_ranks()[dp_rank].load()
 
     def block_access(self) -> BlockAccess:
         """Return access to the device blocks, for use on the step thread."""
-        return self._require_running().core.cache
+        return self._require_ranks().first.core.cache
 
     async def export_blocks(self, sequence_hashes: Sequence[int]) -> list[bytes]:
         """Return the bytes of the longest prefix of these blocks that the device holds."""
-        running = self._require_running()
+        running = self._require_ranks().first
         return await running.thread.call(lambda: running.core.read_blocks(sequence_hashes))
 
     async def import_blocks(self, blocks: Sequence[BlockDescriptor], data: Sequence[bytes | memoryview]) -> int:
@@ -156,45 +167,44 @@ class ReferenceEngine:
         Raises:
             InvalidRequestError: if a piece has another size than a block.
         """
-        running = self._require_running()
+        running = self._require_ranks().first
         return await running.thread.call(lambda: running.core.write_blocks(blocks, data))
 
     async def match_blocks(self, sequence_hashes: Sequence[int]) -> int:
         """Return how many of these blocks, from the start, the device holds."""
-        running = self._require_running()
+        running = self._require_ranks().first
         return await running.thread.call(lambda: running.core.match_blocks(sequence_hashes))
 
     async def hold_blocks(self, sequence_hashes: Sequence[int]) -> int:
         """Keep the longest prefix of these blocks that the device holds until released; return its length."""
-        running = self._require_running()
+        running = self._require_ranks().first
         return await running.thread.call(lambda: running.core.hold_blocks(sequence_hashes))
 
     async def release_blocks(self, sequence_hashes: Sequence[int]) -> None:
         """Let go of blocks that ``hold_blocks`` kept."""
-        running = self._require_running()
+        running = self._require_ranks().first
         await running.thread.call(lambda: running.core.release_blocks(sequence_hashes))
 
     async def read_blocks_into(self, sequence_hashes: Sequence[int], buffer: memoryview) -> int:
         """Copy the longest prefix of these blocks that the device holds to the start of ``buffer``."""
-        running = self._require_running()
+        running = self._require_ranks().first
         return await running.thread.call(lambda: running.core.read_blocks_into(sequence_hashes, buffer))
 
     async def clear_kv_blocks(self) -> int:
         """Drop the cached blocks that no request holds, and those of lower tiers; return how many on the device."""
-        running = self._require_running()
-        return await running.thread.call(self._clear)
+        return await self._require_ranks().clear(self._events)
 
     async def load_lora(self, name: str, path: str) -> None:
         """Load an adapter in PEFT's layout; raises as ``SupportsLora`` says, and for adapters that do not fit."""
-        await self._require_running().loras.load(name, Path(path))
+        await self._require_ranks().loras.load(name, Path(path))
 
     async def unload_lora(self, name: str) -> None:
         """Unload an adapter once no request uses it; new requests for it are refused at once."""
-        await self._require_running().loras.unload(name)
+        await self._require_ranks().loras.unload(name)
 
     async def list_loras(self) -> list[str]:
         """Names of loaded adapters."""
-        return self._require_running().loras.names
+        return self._require_ranks().loras.names
 
     async def sleep(self, level: int = 1) -> None:
         """Give the KV cache's memory back, at level 2 that of the weights too. Requests are refused until ``wake``.
@@ -205,35 +215,28 @@ class ReferenceEngine:
         """
         if level not in (1, 2):
             raise InvalidRequestError(f"sleep level {level} is not 1 or 2", param="level")
-        dropped = await self._require_running().sleep(level)
-        self._events.on_drop(dropped)
+        await self._require_ranks().sleep(level, self._events)
 
     async def wake(self) -> None:
         """Take memory again and load dropped weights. Harmless when awake."""
-        running = self._require_running()
-        await running.wake(lambda: load_model(self._settings, running.config, running.max_context))
+        ranks = self._require_ranks()
+        config, context = ranks.first.config, ranks.first.max_context
+        await ranks.wake(lambda: load_model(self._settings, config, context))
 
     def _embed(self, request: GenerateRequest, output: OutputBuilder) -> AsyncIterator[GenerateChunk]:
-        return embed(self._require_running(), request, output)
-
-    def _clear(self) -> int:
-        dropped = self._require_running().core.pool.clear()
-        self._events.on_drop(dropped)
-        if self._events.connector is not None:
-            self._events.connector.clear()
-        return len(dropped)
+        return embed(self._require_ranks().first, request, output)
 
     def _notify(self, metrics: ForwardPassMetrics) -> None:
         if self._listener is not None:
             self._listener(metrics)
 
-    def _require_running(self) -> Running:
-        if self._running is None:
+    def _require_ranks(self) -> Ranks:
+        if self._ranks is None:
             raise UnavailableError("the engine is not started", reason="backend.engine_shutdown")
-        return self._running
+        return self._ranks
 
 
-def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine) -> EngineConfig:
+def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine, *, guided: bool) -> EngineConfig:
     return EngineConfig(
         model=settings.model_name,
         model_path=str(settings.model_folder.resolve()),
@@ -242,10 +245,12 @@ def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine) -> EngineC
         eos_token_ids=loaded.config.eos_token_ids,
         model_types=(ModelType.CHAT, ModelType.COMPLETIONS, ModelType.EMBEDDING),
         output_modalities=(Modality.TEXT, Modality.EMBEDDING),
-        capabilities=CAPABILITIES,
+        capabilities=tuple(sorted((*CAPABILITIES, "guided_decoding"))) if guided else CAPABILITIES,
         runtime_config=ModelRuntimeConfig(
             total_kv_blocks=settings.num_blocks,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
+            data_parallel_size=settings.data_parallel_size,
+            runtime_data={"batch_invariant": loaded.is_batch_invariant},
         ),
     )

@@ -235,6 +235,15 @@ async def test_an_engine_without_block_access_cannot_take_a_role(process: Any, k
         await process.worker(kit.ScriptedEngine(), role="prefill")
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_an_engine_with_several_ranks_cannot_take_a_role(process: Any, role: str) -> None:
+    from dynamo_core.errors import ConfigurationError
+    from dynamo_worker import ReferenceEngine
+
+    with pytest.raises(ConfigurationError, match="worker for each rank"):
+        await process.worker(ReferenceEngine.from_args(["--data-parallel-size", "2"]), role=role)
+
+
 @pytest.mark.parametrize(
     ("options", "flag"),
     [

@@ -29,7 +29,7 @@ GREEDY = SamplingOptions(temperature=0.0)
 
 def build_core(events: BlockEvents | None = None, connector: Any = None, **options: Any) -> EngineCore:
     events = events or BlockEvents()
-    core = load_engine(ReferenceSettings(**options), events, connector).core
+    core = load_engine(ReferenceSettings(**options), [events], connector).cores[0]
     if connector is not None:
         events.bind(connector, core.cache)
     return core

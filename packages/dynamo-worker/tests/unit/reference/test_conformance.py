@@ -1,12 +1,21 @@
 """The reference engine passes the engine contract's own tests."""
 
+from collections.abc import Sequence
+
+from parts import TINYLM
+from tokenizers import Tokenizer
+
 from dynamo_core.engine import Engine
-from dynamo_core.testing import EngineConformance
+from dynamo_core.testing import EngineConformance, GuidedEngineConformance
 from dynamo_worker._reference.engine import ReferenceEngine
 
 
-class TestReferenceEngine(EngineConformance):
+class TestReferenceEngine(GuidedEngineConformance):
     factory = ReferenceEngine
+    tokenizer = Tokenizer.from_file(str(TINYLM / "tokenizer.json"))
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(token_ids))
 
     def make_engine(self) -> Engine:
         return ReferenceEngine.from_args([])

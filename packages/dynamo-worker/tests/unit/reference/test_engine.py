@@ -178,12 +178,12 @@ async def test_cleanup_before_start_does_nothing() -> None:
 
 async def test_a_broken_step_fails_all_and_the_engine_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Started() as engine:
-        assert engine._running is not None
+        assert engine._ranks is not None
 
         def broken() -> None:
             raise RuntimeError("scheduler bug")
 
-        monkeypatch.setattr(engine._running.core.scheduler, "schedule", broken)
+        monkeypatch.setattr(engine._ranks.first.core.scheduler, "schedule", broken)
         sink = ListSink()
         engine.submit(generate_request(PROMPT), sink)
         await asyncio.wait_for(sink.ended.wait(), 10)

@@ -30,7 +30,7 @@ def sampling(**options: Any) -> GenerateRequest:
 REFUSED = {
     "modality": generate_request([5], modality=Modality.IMAGE),
     "parts": generate_request([5], parts=(ContentPart(PartKind.TEXT),)),
-    "guided": sampling(guided=GuidedDecoding(regex="a+")),
+    "guided": sampling(guided=GuidedDecoding(structural_tag={})),
     "prompt_logprobs": generate_request([5], output=OutputOptions(prompt_logprobs=1)),
     "max_thinking_tokens": generate_request([5], stop=StopConditions(max_thinking_tokens=3)),
     "handoff": generate_request([5], handoff=PrefillResult()),
