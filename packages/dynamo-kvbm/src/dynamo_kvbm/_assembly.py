@@ -20,6 +20,7 @@ from dynamo_kvbm._tiers.disk import DiskTier
 from dynamo_kvbm._tiers.encoded import EncodedStore
 from dynamo_kvbm._tiers.host import HostTier
 from dynamo_kvbm._tiers.object_store import ObjectTier
+from dynamo_kvbm._tiers.shared_host import SharedHostTier
 
 
 def build_manager(  # noqa: PLR0913 - built in one place, every argument by name
@@ -40,7 +41,7 @@ def build_manager(  # noqa: PLR0913 - built in one place, every argument by name
     size = layout.block_bytes
     opened: list[BlockStore] = []
     try:
-        opened.append(HostTier(settings.host_capacity_blocks(size), size, eviction=eviction))
+        opened.append(_host_tier(settings, layout, eviction, clock))
         lower: list[TierConfig] = []
         if settings.disk_dir:
             opened.append(_disk_tier(settings, layout, eviction))
@@ -55,6 +56,22 @@ def build_manager(  # noqa: PLR0913 - built in one place, every argument by name
         for store in opened:
             store.close()
         raise
+
+
+def _host_tier(
+    settings: KvbmSettings, layout: BlockLayout, eviction: Callable[[int], EvictionOrder], clock: Clock
+) -> BlockStore:
+    capacity = settings.host_capacity_blocks(layout.block_bytes)
+    if not settings.host_dir:
+        return HostTier(capacity, layout.block_bytes, eviction=eviction)
+    return SharedHostTier(
+        Path(settings.host_dir),
+        capacity,
+        layout.block_bytes,
+        fingerprint=fingerprint(settings.model, layout, CodecName.NONE),
+        eviction=eviction,
+        clock=clock,
+    )
 
 
 def _disk_tier(settings: KvbmSettings, layout: BlockLayout, eviction: Callable[[int], EvictionOrder]) -> BlockStore:

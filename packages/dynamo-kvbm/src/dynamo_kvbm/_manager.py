@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import structlog
+
 from dynamo_core.clock import Clock
 from dynamo_core.enums import Tier
 from dynamo_core.errors import CancelledRequestError, ConfigurationError
@@ -21,10 +23,19 @@ from dynamo_kvbm._announcer import TierAnnouncer
 from dynamo_kvbm._level import Level
 from dynamo_kvbm._metrics import KvbmMetrics
 from dynamo_kvbm._settings import OffloadPolicy
-from dynamo_kvbm._tiers.base import SupportsHeld, SupportsLend, SupportsSpill, SupportsTouch
+from dynamo_kvbm._tiers.base import (
+    SupportsArena,
+    SupportsForeignChanges,
+    SupportsLend,
+    SupportsSpill,
+    SupportsTouch,
+    described,
+)
 from dynamo_kvbm._transfer.engine import Transfer, TransferEngine
 
 PREFETCH_BATCH = 16
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,10 @@ class BlockManager:
         self._connect()
         for store in self.stores:
             self._metrics.capacity.labels(store.tier.value).set(store.capacity_blocks)
-            if isinstance(store, SupportsHeld):
-                self._announcer.refresh(store, sorted(store.held(), key=lambda block: block.position))
+            if isinstance(store, SupportsArena):
+                self._metrics.arena.labels(store.tier.value, store.pages.value).set(store.arena_bytes)
+                _log.info("arena", tier=store.tier.value, bytes=store.arena_bytes, pages=store.pages.value)
+            self._announcer.compare(store)
 
     @property
     def nearest(self) -> BlockStore:
@@ -106,6 +119,7 @@ class BlockManager:
 
     def match(self, sequence_hashes: Sequence[int]) -> MatchResult:
         """Return the longest prefix that the tiers hold together, and renew it in each of them."""
+        self.announce_foreign()
         tiers = self._worthwhile(list(itertools.takewhile(bool, self._locate(sequence_hashes))))
         matched = sequence_hashes[: len(tiers)]
         if isinstance(self._nearest, SupportsTouch):
@@ -156,6 +170,16 @@ class BlockManager:
         return self._transfers.submit(
             lambda cancelled: self._copy_up(below, cancelled), blocks=len(below), priority=priority
         )
+
+    def announce_foreign(self) -> None:
+        """Report what others changed in tiers that they share; each match does it first."""
+        for store in self.stores:
+            if isinstance(store, SupportsForeignChanges):
+                changed = store.drain_changes()
+                if changed is None:
+                    self._announcer.compare(store)
+                elif changed:
+                    self._announcer.refresh(store, described(store, changed), changed)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all that sinks has been written; return whether that came in time for each tier."""

@@ -14,6 +14,7 @@ REFUSED_BLOCKS = "dynamo_kvbm_refused_blocks_total"
 USED_BLOCKS = "dynamo_kvbm_used_blocks"
 CAPACITY_BLOCKS = "dynamo_kvbm_capacity_blocks"
 QUEUED_BLOCKS = "dynamo_kvbm_queued_blocks"
+ARENA_BYTES = "dynamo_kvbm_arena_bytes"
 FETCH_SECONDS = "dynamo_kvbm_fetch_seconds_total"
 RECOMPUTE_SECONDS = "dynamo_kvbm_recompute_block_seconds"
 
@@ -36,5 +37,8 @@ class KvbmMetrics:
         self.used = metrics.gauge(USED_BLOCKS, "Blocks held.", ("tier",))
         self.capacity = metrics.gauge(CAPACITY_BLOCKS, "Most blocks held.", ("tier",))
         self.queued = metrics.gauge(QUEUED_BLOCKS, "Blocks staged for a tier and not yet written.", ("tier",))
+        self.arena = metrics.gauge(
+            ARENA_BYTES, "Memory of a tier, by the pages it lies on: hugetlb, transparent, small.", ("tier", "pages")
+        )
         self.fetch_s = metrics.counter(FETCH_SECONDS, "Time spent on fetching blocks.", ("tier",))
         self.recompute_s = metrics.gauge(RECOMPUTE_SECONDS, "Time to compute one block, smoothed.")

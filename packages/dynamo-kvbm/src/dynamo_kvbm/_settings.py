@@ -38,6 +38,11 @@ class KvbmSettings(DynamoSettings):
 
     host_blocks: int = Field(0, ge=0, description="Blocks of the host tier; wins over host_bytes.")
     host_bytes: int = Field(256 * 1024**2, ge=0, description="Memory of the host tier, used if host_blocks is 0.")
+    host_dir: str = Field(
+        "",
+        description="Folder on a memory file system (/dev/shm/NAME, or a hugetlbfs mount) for a host tier that all "
+        "workers of the machine which name it share and that outlives them; empty for one of this process alone.",
+    )
     offload: OffloadPolicy = Field(
         OffloadPolicy.EVICT,
         description="Copy a block to the host when it is complete (register) or when the device reuses it (evict).",
@@ -82,6 +87,8 @@ class KvbmSettings(DynamoSettings):
     def _has_room(self) -> KvbmSettings:
         if not self.host_blocks and not self.host_bytes:
             raise ValueError("host_blocks and host_bytes are both 0; give one of them, or leave the connector out")
+        if self.host_dir and not self.model:
+            raise ValueError("host_dir needs model: it outlives the process, and KV of other weights is wrong")
         if self.disk_dir and not self.disk_blocks and not self.disk_bytes:
             raise ValueError("disk_blocks and disk_bytes are both 0; give one of them, or leave disk_dir out")
         if self.disk_dir and not self.model:

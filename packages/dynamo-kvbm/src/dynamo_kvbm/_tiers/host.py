@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError, InternalError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
+from dynamo_kvbm._tiers.arena import Pages, allocate_arena
 from dynamo_kvbm._tiers.base import Spill, require_pieces
 
 
@@ -40,7 +40,8 @@ class HostTier:
                 f"a host tier of {capacity_blocks} blocks of {block_bytes} bytes holds nothing; give both at least 1"
             )
         self._block_bytes = block_bytes
-        self._arena = _allocate(capacity_blocks, block_bytes)
+        memory, self._pages = allocate_arena(capacity_blocks * block_bytes)
+        self._arena = memory.reshape(capacity_blocks, block_bytes)
         self._free = list(range(capacity_blocks - 1, -1, -1))
         self._slots: dict[int, int] = {}
         self._blocks: dict[int, BlockDescriptor] = {}
@@ -58,6 +59,16 @@ class HostTier:
     def capacity_blocks(self) -> int:
         """Slots in all."""
         return self._arena.shape[0]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of all slots."""
+        return self._arena.nbytes
+
+    @property
+    def pages(self) -> Pages:
+        """Which pages the arena lies on."""
+        return self._pages
 
     @property
     def used_blocks(self) -> int:
@@ -200,16 +211,6 @@ class HostTier:
 
     def _forget(self, sequence_hash: int) -> tuple[BlockDescriptor, int]:
         return self._blocks.pop(sequence_hash), self._slots.pop(sequence_hash)
-
-
-def _allocate(capacity_blocks: int, block_bytes: int) -> NDArray[np.uint8]:
-    try:
-        return np.empty((capacity_blocks, block_bytes), dtype=np.uint8)
-    except MemoryError as error:
-        raise ConfigurationError(
-            f"host tier needs {capacity_blocks * block_bytes} bytes of memory, more than the machine gives; "
-            "lower host_blocks or host_bytes"
-        ) from error
 
 
 def _present_prefix(sequence_hashes: Sequence[int], slots: dict[int, int]) -> list[int]:
