@@ -48,6 +48,11 @@ class Level:
         )
 
     @property
+    def name(self) -> str:
+        """Label in metrics and measurements."""
+        return self.store.tier.value
+
+    @property
     def tier(self) -> Tier:
         """Which tier."""
         return self.store.tier

@@ -232,7 +232,7 @@ def test_a_tier_that_costs_more_than_computing_is_not_offered(tmp_path: Path) ->
     stage.offload(1)
     stage.offload(2)
     stage.settle()
-    cost.fetched(Tier.DISK, 1, 0.5)
+    cost.fetched("disk", 1, 0.5)
     assert stage.manager.match([1]).blocks == 1
     cost.recompute_s = 0.1
     assert stage.manager.match([1]).blocks == 0

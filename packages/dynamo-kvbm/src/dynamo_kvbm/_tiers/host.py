@@ -85,6 +85,11 @@ class HostTier:
         with self._lock:
             return list(self._blocks.values())
 
+    def describe(self, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
+        """Return the descriptors of those of these blocks that are present."""
+        with self._lock:
+            return [self._blocks[item] for item in sequence_hashes if item in self._blocks]
+
     def spill_to(self, receive: Spill) -> None:
         """Hand victims to ``receive`` as views of the arena. It runs under the tier's lock, so it must not wait."""
         self._spill = receive
