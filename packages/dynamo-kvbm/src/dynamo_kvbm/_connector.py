@@ -16,6 +16,7 @@ from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._manager import BlockManager
 from dynamo_kvbm._metrics import KvbmMetrics
 from dynamo_kvbm._settings import Admission, KvbmSettings, OffloadPolicy, settings_from_options
+from dynamo_kvbm._transfer.access import SupportsReadViews
 
 SEEN_BLOCKS = 1 << 16
 
@@ -117,7 +118,9 @@ class KvbmConnector:
         pairs = zip(blocks, block_ids, present, strict=True)
         missing = [(block, block_id) for block, block_id, there in pairs if not there]
         if missing:
-            data = bound.access.read_blocks([block_id for _, block_id in missing])
+            ids = [block_id for _, block_id in missing]
+            access = bound.access
+            data = access.read_views(ids) if isinstance(access, SupportsReadViews) else access.read_blocks(ids)
             bound.manager.offload([block for block, _ in missing], data)
 
     def _require_bound(self) -> _Binding:
