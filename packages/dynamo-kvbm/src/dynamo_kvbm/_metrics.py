@@ -15,6 +15,7 @@ USED_BLOCKS = "dynamo_kvbm_used_blocks"
 CAPACITY_BLOCKS = "dynamo_kvbm_capacity_blocks"
 QUEUED_BLOCKS = "dynamo_kvbm_queued_blocks"
 ARENA_BYTES = "dynamo_kvbm_arena_bytes"
+PREFETCH_REFUSED_BLOCKS = "dynamo_kvbm_prefetch_refused_blocks_total"
 PEER_KNOWN_BLOCKS = "dynamo_kvbm_peer_known_blocks"
 PEER_UNNOTED_BLOCKS = "dynamo_kvbm_peer_unnoted_blocks_total"
 PEER_SENT_BLOCKS = "dynamo_kvbm_peer_sent_blocks_total"
@@ -44,6 +45,9 @@ class KvbmMetrics:
         self.queued = metrics.gauge(QUEUED_BLOCKS, "Blocks staged for a tier and not yet written.", ("tier",))
         self.arena = metrics.gauge(
             ARENA_BYTES, "Memory of a tier, by the pages it lies on: hugetlb, transparent, small.", ("tier", "pages")
+        )
+        self.prefetch_refused = metrics.counter(
+            PREFETCH_REFUSED_BLOCKS, "Blocks not brought near ahead of use, since the transfer queue was full."
         )
         self.peer_known = metrics.gauge(PEER_KNOWN_BLOCKS, "Blocks known in host tiers of peers.")
         self.peer_unnoted = metrics.counter(

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.kv import BlockDescriptor, BlockStore
+from dynamo_kvbm._eviction.hints import HintBook
 from dynamo_kvbm._tiers.arena import Pages
 
 Spill = Callable[[Sequence[BlockDescriptor], Sequence[bytes | memoryview]], None]
@@ -65,6 +66,15 @@ class SupportsForeignChanges(Protocol):
 
     def drain_changes(self) -> list[int] | None:
         """Return the blocks that others stored or removed since the last call; None if they were too many to note."""
+        ...
+
+
+@runtime_checkable
+class SupportsHintBook(Protocol):
+    """A tier whose eviction order hears what is known of the future."""
+
+    def hints(self, apply: Callable[[HintBook], None]) -> None:
+        """Let ``apply`` write into the book of hints, under the tier's lock."""
         ...
 
 

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError, InternalError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
+from dynamo_kvbm._eviction.hints import HintBook
 from dynamo_kvbm._eviction.lru import LruOrder
 from dynamo_kvbm._tiers.arena import Pages, allocate_arena
 from dynamo_kvbm._tiers.base import Spill, require_pieces
@@ -27,13 +29,19 @@ class HostTier:
         capacity_blocks: Slots, at least 1.
         block_bytes: Size of every block.
         eviction: Makes the eviction order for a capacity.
+        clock: The clock of hints.
 
     Raises:
         ConfigurationError: if either is below 1, or the machine has not that much memory.
     """
 
     def __init__(
-        self, capacity_blocks: int, block_bytes: int, *, eviction: Callable[[int], EvictionOrder] = LruOrder
+        self,
+        capacity_blocks: int,
+        block_bytes: int,
+        *,
+        eviction: Callable[[int], EvictionOrder] = LruOrder,
+        clock: Clock | None = None,
     ) -> None:
         if capacity_blocks < 1 or block_bytes < 1:
             raise ConfigurationError(
@@ -47,7 +55,9 @@ class HostTier:
         self._blocks: dict[int, BlockDescriptor] = {}
         self._spill: Spill | None = None
         self._eviction = eviction
+        self._clock = clock or SystemClock()
         self._order = eviction(capacity_blocks)
+        self._hints = HintBook(self._order, capacity_blocks, self._clock)
         self._lock = threading.RLock()
 
     @property
@@ -124,6 +134,7 @@ class HostTier:
                 self._blocks[block.sequence_hash] = block
                 stored.append((block.sequence_hash, block.parent_hash))
             self._order.insert(stored)
+            self._hints.arrived([block for block, _ in fresh.values()][: len(stored)])
         return [block.sequence_hash for block, _ in victims]
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
@@ -131,6 +142,11 @@ class HostTier:
         with self._lock:
             slots = [self._slots.get(sequence_hash) for sequence_hash in sequence_hashes]
             return [None if slot is None else self._arena[slot].tobytes() for slot in slots]
+
+    def hints(self, apply: Callable[[HintBook], None]) -> None:
+        """Let ``apply`` write into the book of hints, under the tier's lock."""
+        with self._lock:
+            apply(self._hints)
 
     @contextmanager
     def borrow(self, sequence_hashes: Sequence[int]) -> Generator[list[memoryview]]:
@@ -161,6 +177,7 @@ class HostTier:
     def remove(self, sequence_hashes: Sequence[int]) -> None:
         """Drop blocks that are not lent; absent ones are ignored."""
         with self._lock:
+            self._hints.release(sequence_hashes)
             for sequence_hash in sequence_hashes:
                 if self._order.discard(sequence_hash):
                     self._free.append(self._forget(sequence_hash)[1])
@@ -191,6 +208,7 @@ class HostTier:
             self._slots.clear()
             self._blocks.clear()
             self._order = self._eviction(self.capacity_blocks)
+            self._hints = HintBook(self._order, self.capacity_blocks, self._clock)
             self._free = list(range(self.capacity_blocks - 1, -1, -1))
 
     def _take_slots(self, fresh: Sequence[BlockDescriptor]) -> tuple[list[int], list[tuple[BlockDescriptor, int]]]:
@@ -201,6 +219,7 @@ class HostTier:
         parents = [block.parent_hash for block in fresh if block.parent_hash is not None]
         held = [parent for parent in parents if parent in self._slots]
         self._order.pin(held)
+        self._hints.settle()
         slots: list[int] = []
         victims: list[tuple[BlockDescriptor, int]] = []
         while len(slots) < len(fresh):
