@@ -223,6 +223,48 @@ class KvConnector(Protocol):
         ...
 
 
+class BlockHints(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is known of the future of a request's blocks; each part may be unknown.
+
+    Attributes:
+        session_ended: No later turn will use them.
+        next_turn_s: Seconds until a later turn is expected to use them; None if unknown.
+        priority: Retention priority; lower goes first.
+        retain_s: Seconds for which they should be kept whatever else is needed; a manager may bound it.
+        tenant: Whose quota they count to.
+    """
+
+    session_ended: bool = False
+    next_turn_s: float | None = None
+    priority: int = 0
+    retain_s: float | None = None
+    tenant: str = ""
+
+
+@runtime_checkable
+class SupportsBlockHints(Protocol):
+    """A connector that listens to hints."""
+
+    def hint(self, sequence_hashes: Sequence[int], hints: BlockHints) -> None:
+        """Say what is known of the blocks of one sequence, root first, whether they are in a lower tier yet or not.
+
+        Called on the engine's step thread, at the latest when the request has ended. The last hint counts.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsPrefetch(Protocol):
+    """A connector that can bring blocks near before a request needs them."""
+
+    def prefetch(self, sequence_hashes: Sequence[int]) -> None:
+        """Start to bring the longest held prefix near, for a request that waits in a queue. Returns at once.
+
+        It is a hint: a connector that is busy may do nothing.
+        """
+        ...
+
+
 class KvConnectorFactory(Protocol):
     """Entry of ``dynamo_core.kv_connectors``."""
 

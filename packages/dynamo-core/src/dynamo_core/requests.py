@@ -13,6 +13,7 @@ import msgspec
 from dynamo_core.content import ContentPart
 from dynamo_core.enums import FinishReason, Modality
 from dynamo_core.errors import ErrorRecord, InvalidRequestError
+from dynamo_core.kv import BlockHints
 from dynamo_core.tokens import PackedTokens, token_count
 
 _NO_TOKENS = PackedTokens(b"")
@@ -144,6 +145,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         deadline_s: Seconds left when the request was sent; None for no limit.
         health_check: True for a canary of the process host; engines answer it like any other request.
         extra: Engine-specific arguments.
+        block_hints: What is known of the future of its KV blocks, for whoever keeps them.
     """
 
     request_id: str
@@ -163,6 +165,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline_s: float | None = None
     health_check: bool = False
     extra: dict[str, Any] = {}
+    block_hints: BlockHints | None = None
 
     @property
     def accepted_tokens(self) -> int:

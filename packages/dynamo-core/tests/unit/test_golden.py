@@ -28,11 +28,17 @@ def test_golden_file_is_written_the_same_today(schema: str) -> None:
     assert golden.render(value) == text.read_bytes()
 
 
+# Optional fields that came after the file was written, which nothing edits; each has a round trip in a test of its own.
+LATER_FIELDS = {("dynamo.generate_request.v1", "block_hints")}
+
+
 @pytest.mark.parametrize("schema", CODECS)
 def test_example_leaves_no_field_at_its_default(schema: str) -> None:
     value = EXAMPLES[schema]
     for field in msgspec.structs.fields(value):
-        if field.default is not msgspec.NODEFAULT:
+        if (schema, field.name) in LATER_FIELDS:
+            assert getattr(value, field.name) == field.default, field.name
+        elif field.default is not msgspec.NODEFAULT:
             assert getattr(value, field.name) != field.default, field.name
         elif field.default_factory is not msgspec.NODEFAULT:
             assert getattr(value, field.name) != field.default_factory(), field.name

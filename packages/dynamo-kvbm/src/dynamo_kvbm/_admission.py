@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from dynamo_core.clock import Clock
-from dynamo_core.enums import Tier
 from dynamo_core.kv import BlockDescriptor
 
 MAX_EXPECTED = 1024
@@ -51,8 +50,8 @@ class CostTest:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._expected: OrderedDict[int, tuple[float, int]] = OrderedDict()
-        self._fetch_s: dict[Tier, float] = {}
-        self._refusals: dict[Tier, int] = {}
+        self._fetch_s: dict[str, float] = {}
+        self._refusals: dict[str, int] = {}
         self.recompute_s: float | None = None
 
     def looked_up(self, missing: Sequence[int]) -> None:
@@ -69,22 +68,22 @@ class CostTest:
             if started is not None:
                 self.recompute_s = _smoothed(self.recompute_s, (self._clock.monotonic() - started[0]) / started[1])
 
-    def fetched(self, tier: Tier, blocks: int, elapsed_s: float) -> None:
-        """Note how long it took to fetch blocks from a tier."""
+    def fetched(self, source: str, blocks: int, elapsed_s: float) -> None:
+        """Note how long it took to fetch blocks from a tier or a peer."""
         if blocks:
-            self._fetch_s[tier] = _smoothed(self._fetch_s.get(tier), elapsed_s / blocks)
+            self._fetch_s[source] = _smoothed(self._fetch_s.get(source), elapsed_s / blocks)
 
-    def fetch_s(self, tier: Tier) -> float | None:
+    def fetch_s(self, source: str) -> float | None:
         """Seconds to fetch one block, smoothed; None before the first measurement."""
-        return self._fetch_s.get(tier)
+        return self._fetch_s.get(source)
 
-    def worth(self, tier: Tier) -> bool:
+    def worth(self, source: str) -> bool:
         """Whether a block should be fetched from a tier."""
-        fetch_s = self._fetch_s.get(tier)
+        fetch_s = self._fetch_s.get(source)
         if fetch_s is None or self.recompute_s is None or fetch_s <= self.recompute_s:
             return True
-        self._refusals[tier] = self._refusals.get(tier, 0) + 1
-        return self._refusals[tier] % PROBE_EVERY == 0
+        self._refusals[source] = self._refusals.get(source, 0) + 1
+        return self._refusals[source] % PROBE_EVERY == 0
 
 
 def _smoothed(mean: float | None, sample: float) -> float:

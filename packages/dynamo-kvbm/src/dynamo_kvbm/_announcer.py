@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dynamo_core.enums import Tier
 from dynamo_core.kv import BlockDescriptor, BlockStore, TierChange
 from dynamo_kvbm._metrics import KvbmMetrics
+from dynamo_kvbm._tiers.base import SupportsHeld
 
 
 class TierAnnouncer:
@@ -33,6 +34,11 @@ class TierAnnouncer:
         """Return the blocks that were announced in a tier and are not taken back."""
         with self._lock:
             return list(self._announced.get(tier, ()))
+
+    def compare(self, store: BlockStore) -> None:
+        """Report every difference between a tier that can name its blocks and what was announced of it."""
+        held = store.held() if isinstance(store, SupportsHeld) else []
+        self.refresh(store, sorted(held, key=lambda block: block.position), self.announced(store.tier))
 
     def refresh(
         self, store: BlockStore, blocks: Sequence[BlockDescriptor], removed: Sequence[int] = ()

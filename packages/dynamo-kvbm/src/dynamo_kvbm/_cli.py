@@ -1,4 +1,4 @@
-"""The command ``dynamo-kvbm``: try eviction policies on a trace, look into a disk tier."""
+"""The command ``dynamo-kvbm``: try eviction policies on a trace, look into a disk tier, measure tiers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynamo_core import plugins
+from dynamo_core.clock import SystemClock
 from dynamo_core.errors import ConfigurationError, DynamoError
+from dynamo_kvbm._lab.bench import BenchPlan, bench, bench_table
 from dynamo_kvbm._lab.cascade import SimulatedTier, simulate_cascade
 from dynamo_kvbm._lab.report import html_report, text_table
 from dynamo_kvbm._lab.simulator import HINTED, ORACLE, Outcome, Progress, simulate
 from dynamo_kvbm._lab.trace import TraceRequest, read_trace
 from dynamo_kvbm._tiers.inspection import inspect_folder
 
+DEFAULT_BLOCK_BYTES = str(2 * 1024**2)
 DEFAULT_SIZES = "1000,3000,10000,30000"
 DEFAULT_POLICIES = "lru,arc,s3fifo,hinted,oracle"
 TIER_POLICIES = "lru,arc,s3fifo"
@@ -67,7 +70,28 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--verify", action="store_true", help="read every block and compare it with its checksum")
     look.add_argument("--json", action="store_true", help="print JSON")
     look.set_defaults(run=_inspect)
+    rates = commands.add_parser("bench", help="how fast the tiers of this machine are, beside memcpy and O_DIRECT")
+    rates.add_argument("--block-bytes", default=DEFAULT_BLOCK_BYTES, help="size of a block (default: 2 MiB)")
+    rates.add_argument("--blocks", default="128", help="blocks written and read in a run (default: 128)")
+    rates.add_argument("--runs", default="5", help="measured runs (default: 5)")
+    rates.add_argument("--disk", type=Path, help="a folder on the disk to measure")
+    rates.add_argument("--object", help="an object store to measure, such as s3://bucket/prefix")
+    rates.add_argument("--json", action="store_true", help="print JSON")
+    rates.set_defaults(run=_bench)
     return parser
+
+
+def _bench(options: argparse.Namespace) -> None:
+    plan = BenchPlan(
+        block_bytes=_positive("--block-bytes", options.block_bytes),
+        blocks=_positive("--blocks", options.blocks),
+        runs=_positive("--runs", options.runs),
+        disk=options.disk,
+        object_url=options.object,
+    )
+    rates = bench(plan, SystemClock())
+    text = json.dumps([dataclasses.asdict(rate) for rate in rates]) if options.json else bench_table(rates)
+    sys.stdout.write(text + "\n")
 
 
 def _simulate(options: argparse.Namespace) -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dynamo_core import plugins
 from dynamo_core.clock import Clock
-from dynamo_core.errors import InternalError
+from dynamo_core.errors import CapacityExhaustedError, InternalError
 from dynamo_core.kv import BlockAccess, BlockDescriptor, MatchResult, TierChange
 from dynamo_core.telemetry import Metrics
 from dynamo_kvbm._admission import CostTest, SecondTouch
 from dynamo_kvbm._assembly import build_manager
 from dynamo_kvbm._eviction.base import EvictionOrder
+from dynamo_kvbm._eviction.hints import HintBook
 from dynamo_kvbm._manager import BlockManager
 from dynamo_kvbm._metrics import KvbmMetrics
 from dynamo_kvbm._settings import Admission, KvbmSettings, OffloadPolicy, settings_from_options
+from dynamo_kvbm._tiers.base import SupportsHintBook
+from dynamo_kvbm._transfer.access import SupportsReadViews
+
+if TYPE_CHECKING:
+    # Core has had it since 1.1; with an older one nobody calls ``hint``.
+    from dynamo_core.kv import BlockHints
 
 SEEN_BLOCKS = 1 << 16
 
@@ -102,6 +110,37 @@ class KvbmConnector:
         if self._settings.offload is OffloadPolicy.EVICT:
             self._offload(blocks, block_ids)
 
+    def hint(self, sequence_hashes: Sequence[int], hints: BlockHints) -> None:
+        """Pass on to the host tier what is known of the future of blocks, wherever they are now.
+
+        What it makes of it is the eviction order's affair: ``hinted`` hears of sessions, ``priority`` of priorities.
+        Blocks are retained in any order, as far as no more than half of the tier is.
+        """
+        host = self.manager.nearest
+        if not isinstance(host, SupportsHintBook):
+            return
+        now = self._clock.monotonic()
+
+        def apply(book: HintBook) -> None:
+            if hints.session_ended or hints.next_turn_s is not None:
+                book.expect(
+                    sequence_hashes,
+                    None if hints.session_ended or hints.next_turn_s is None else now + hints.next_turn_s,
+                )
+            if hints.priority:
+                book.prioritise(sequence_hashes, hints.priority)
+            if hints.retain_s is not None:
+                book.retain(sequence_hashes, now + hints.retain_s)
+
+        host.hints(apply)
+
+    def prefetch(self, sequence_hashes: Sequence[int]) -> None:
+        """Start to bring the longest held prefix to the host tier. A full transfer queue makes it do nothing."""
+        try:
+            self.manager.prefetch(sequence_hashes)
+        except CapacityExhaustedError:
+            self._metrics.prefetch_refused.inc(len(sequence_hashes))
+
     def clear(self) -> None:
         """Drop every block of every tier and say so."""
         self.manager.clear()
@@ -117,7 +156,9 @@ class KvbmConnector:
         pairs = zip(blocks, block_ids, present, strict=True)
         missing = [(block, block_id) for block, block_id, there in pairs if not there]
         if missing:
-            data = bound.access.read_blocks([block_id for _, block_id in missing])
+            ids = [block_id for _, block_id in missing]
+            access = bound.access
+            data = access.read_views(ids) if isinstance(access, SupportsReadViews) else access.read_blocks(ids)
             bound.manager.offload([block for block, _ in missing], data)
 
     def _require_bound(self) -> _Binding:

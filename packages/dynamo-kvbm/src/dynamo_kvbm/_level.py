@@ -10,7 +10,7 @@ from dynamo_kvbm._admission import SecondTouch
 from dynamo_kvbm._announcer import TierAnnouncer
 from dynamo_kvbm._metrics import KvbmMetrics
 from dynamo_kvbm._settings import OffloadPolicy
-from dynamo_kvbm._tiers.base import SupportsDescribe, SupportsTouch
+from dynamo_kvbm._tiers.base import SupportsTouch, described
 from dynamo_kvbm._write_behind import WriteBehind
 
 SEEN_FACTOR = 4
@@ -48,6 +48,11 @@ class Level:
         )
 
     @property
+    def name(self) -> str:
+        """Label in metrics and measurements."""
+        return self.store.tier.value
+
+    @property
     def tier(self) -> Tier:
         """Which tier."""
         return self.store.tier
@@ -76,7 +81,7 @@ class Level:
     def describe(self, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
         """Return what is known of those blocks that are here."""
         staged = self.queue.describe(sequence_hashes)
-        return [*staged, *(self.store.describe(sequence_hashes) if isinstance(self.store, SupportsDescribe) else ())]
+        return [*staged, *described(self.store, sequence_hashes)]
 
     def take(self, blocks: Sequence[BlockDescriptor], data: Sequence[bytes | memoryview]) -> None:
         """Stage those blocks that the tier wants and does not hold."""

@@ -10,6 +10,9 @@ import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
 
 from dynamo_core.clock import Clock
 from dynamo_core.enums import Tier
@@ -20,11 +23,21 @@ from dynamo_kvbm._admission import CostTest
 from dynamo_kvbm._announcer import TierAnnouncer
 from dynamo_kvbm._level import Level
 from dynamo_kvbm._metrics import KvbmMetrics
+from dynamo_kvbm._peers.source import PeerSource
 from dynamo_kvbm._settings import OffloadPolicy
-from dynamo_kvbm._tiers.base import SupportsHeld, SupportsLend, SupportsSpill, SupportsTouch
+from dynamo_kvbm._tiers.base import (
+    SupportsArena,
+    SupportsForeignChanges,
+    SupportsLend,
+    SupportsSpill,
+    SupportsTouch,
+    described,
+)
 from dynamo_kvbm._transfer.engine import Transfer, TransferEngine
 
 PREFETCH_BATCH = 16
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,36 @@ class TierConfig:
     queue_blocks: int = 64
 
 
+class BlockSource(Protocol):
+    """Where blocks that are not in the nearest tier are read from: a level below it, or peers."""
+
+    @property
+    def name(self) -> str:
+        """Label in metrics and measurements."""
+        ...
+
+    @property
+    def tier(self) -> Tier:
+        """What a match calls it."""
+        ...
+
+    def contains(self, sequence_hashes: Sequence[int]) -> list[bool]:
+        """Whether each block is there. Does no I/O."""
+        ...
+
+    def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
+        """Return the bytes of each block, None for those that do not come."""
+        ...
+
+    def describe(self, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
+        """Return what is known of those of these blocks that are there."""
+        ...
+
+    def note_use(self, sequence_hashes: Sequence[int]) -> None:
+        """Count a use of blocks."""
+        ...
+
+
 class BlockManager:
     """Tiers, nearest first.
 
@@ -56,6 +99,7 @@ class BlockManager:
         metrics: Where counts go.
         clock: Measures transfers.
         cost_test: Refuse blocks whose transfer was measured to take longer than computing them; None for never.
+        peers: Where else blocks may be; asked after local tiers and before an external one.
 
     Raises:
         ConfigurationError: if two tiers are of the same ``Tier``, or a tier that must spill cannot.
@@ -71,6 +115,7 @@ class BlockManager:
         metrics: Metrics,
         clock: Clock,
         cost_test: CostTest | None = None,
+        peers: PeerSource | None = None,
     ) -> None:
         self._nearest = nearest
         self._metrics = KvbmMetrics(metrics)
@@ -82,13 +127,20 @@ class BlockManager:
             Level(config.store, config.policy, block_bytes, config.queue_blocks, self._announcer, self._metrics)
             for config in lower
         ]
+        local = [level for level in self._levels if level.tier is not Tier.EXTERNAL]
+        others: list[BlockSource] = [peers] if peers is not None else []
+        self._sources: list[BlockSource] = [*local, *others, *self._levels[len(local) :]]
+        self._tiers = {nearest.tier.value: nearest.tier} | {source.name: source.tier for source in self._sources}
         self._transfers: TransferEngine | None = None
+        self._peers = peers
         self._closed = False
         self._connect()
         for store in self.stores:
             self._metrics.capacity.labels(store.tier.value).set(store.capacity_blocks)
-            if isinstance(store, SupportsHeld):
-                self._announcer.refresh(store, sorted(store.held(), key=lambda block: block.position))
+            if isinstance(store, SupportsArena):
+                self._metrics.arena.labels(store.tier.value, store.pages.value).set(store.arena_bytes)
+                _log.info("arena", tier=store.tier.value, bytes=store.arena_bytes, pages=store.pages.value)
+            self._announcer.compare(store)
 
     @property
     def nearest(self) -> BlockStore:
@@ -102,22 +154,23 @@ class BlockManager:
 
     def contains(self, sequence_hashes: Sequence[int]) -> list[bool]:
         """Whether each block is in any tier."""
-        return [tier is not None for tier in self._locate(sequence_hashes)]
+        return [place is not None for place in self._locate(sequence_hashes)]
 
     def match(self, sequence_hashes: Sequence[int]) -> MatchResult:
         """Return the longest prefix that the tiers hold together, and renew it in each of them."""
-        tiers = self._worthwhile(list(itertools.takewhile(bool, self._locate(sequence_hashes))))
-        matched = sequence_hashes[: len(tiers)]
+        self.announce_foreign()
+        places = self._worthwhile(list(itertools.takewhile(bool, self._locate(sequence_hashes))))
+        matched = sequence_hashes[: len(places)]
         if isinstance(self._nearest, SupportsTouch):
             self._nearest.touch(matched)
-        for level in self._levels:
-            level.note_use(matched)
+        for source in self._sources:
+            source.note_use(matched)
         self._metrics.requested.inc(len(sequence_hashes))
-        for tier in set(tiers):
-            self._metrics.matched.labels(tier.value).inc(tiers.count(tier))
+        for place in set(places):
+            self._metrics.matched.labels(place).inc(places.count(place))
         if self._cost_test is not None:
-            self._cost_test.looked_up(sequence_hashes[len(tiers) :])
-        return MatchResult(len(tiers), tuple(tiers))
+            self._cost_test.looked_up(sequence_hashes[len(places) :])
+        return MatchResult(len(places), tuple(self._tiers[place] for place in places))
 
     def offload(self, blocks: Sequence[BlockDescriptor], data: Sequence[bytes | memoryview]) -> None:
         """Put blocks into the nearest tier; what leaves it for them sinks."""
@@ -152,10 +205,21 @@ class BlockManager:
         if self._transfers is None:
             self._transfers = TransferEngine(workers=1)
         located = itertools.takewhile(bool, self._locate(sequence_hashes))
-        below = [item for item, tier in zip(sequence_hashes, located, strict=False) if tier is not self._nearest.tier]
+        near = self._nearest.tier.value
+        below = [item for item, place in zip(sequence_hashes, located, strict=False) if place != near]
         return self._transfers.submit(
             lambda cancelled: self._copy_up(below, cancelled), blocks=len(below), priority=priority
         )
+
+    def announce_foreign(self) -> None:
+        """Report what others changed in tiers that they share; each match does it first."""
+        for store in self.stores:
+            if isinstance(store, SupportsForeignChanges):
+                changed = store.drain_changes()
+                if changed is None:
+                    self._announcer.compare(store)
+                elif changed:
+                    self._announcer.refresh(store, described(store, changed), changed)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all that sinks has been written; return whether that came in time for each tier."""
@@ -175,6 +239,8 @@ class BlockManager:
             self._closed = True
             if self._transfers is not None:
                 self._transfers.close()
+            if self._peers is not None:
+                self._peers.close()
             for level in self._levels:
                 level.close()
             self._nearest.close()
@@ -190,24 +256,25 @@ class BlockManager:
             above.spill_to(level.take)
             above = level.store
 
-    def _locate(self, sequence_hashes: Sequence[int]) -> list[Tier | None]:
-        present = self._nearest.contains(sequence_hashes)
-        tiers: list[Tier | None] = [self._nearest.tier if there else None for there in present]
-        for level in self._levels:
-            if None not in tiers:
+    def _locate(self, sequence_hashes: Sequence[int]) -> list[str | None]:
+        """Return the name of the nearest place of each block."""
+        near = self._nearest.tier.value
+        places: list[str | None] = [near if there else None for there in self._nearest.contains(sequence_hashes)]
+        for source in self._sources:
+            if None not in places:
                 break
-            below = level.contains(sequence_hashes)
-            tiers = [tier or (level.tier if there else None) for tier, there in zip(tiers, below, strict=True)]
-        return tiers
+            below = source.contains(sequence_hashes)
+            places = [place or (source.name if there else None) for place, there in zip(places, below, strict=True)]
+        return places
 
-    def _worthwhile(self, tiers: Sequence[Tier | None]) -> list[Tier]:
-        found = [tier for tier in tiers if tier is not None]
+    def _worthwhile(self, places: Sequence[str | None]) -> list[str]:
+        found = [place for place in places if place is not None]
         if self._cost_test is None:
             return found
-        for tier in dict.fromkeys(found):
-            if not self._cost_test.worth(tier):
-                self._metrics.refused.labels(tier.value).inc(found.count(tier))
-                found = found[: found.index(tier)]
+        for place in dict.fromkeys(found):
+            if not self._cost_test.worth(place):
+                self._metrics.refused.labels(place).inc(found.count(place))
+                found = found[: found.index(place)]
         return found
 
     def _lend(
@@ -220,22 +287,22 @@ class BlockManager:
         started = self._clock.monotonic()
         yield views
         if self._cost_test is not None and not fetched:
-            self._cost_test.fetched(self._nearest.tier, near, self._clock.monotonic() - started)
+            self._cost_test.fetched(self._nearest.tier.value, near, self._clock.monotonic() - started)
         self._metrics.onboarded.labels(self._nearest.tier.value).inc(near)
         self._promote(fetched)
 
     def _fetch(self, sequence_hashes: Sequence[int], held: Mapping[int, memoryview]) -> dict[int, bytes | memoryview]:
         """Read the part of the longest prefix that is not in the nearest tier."""
-        tiers = list(itertools.takewhile(bool, self._locate(sequence_hashes)))
+        places = list(itertools.takewhile(bool, self._locate(sequence_hashes)))
         fetched: dict[int, bytes | memoryview] = {}
-        for level in self._levels:
+        for source in self._sources:
             wanted = [
                 item
-                for item, tier in zip(sequence_hashes, tiers, strict=False)
-                if tier is level.tier and item not in held
+                for item, place in zip(sequence_hashes, places, strict=False)
+                if place == source.name and item not in held
             ]
             if wanted:
-                fetched |= self._read(level, wanted)
+                fetched |= self._read(source, wanted)
         return fetched
 
     def _copy_up(self, hashes: Sequence[int], cancelled: Callable[[], bool]) -> int:
@@ -248,21 +315,22 @@ class BlockManager:
             copied += len(fetched)
         return copied
 
-    def _read(self, level: Level, wanted: Sequence[int]) -> dict[int, bytes | memoryview]:
+    def _read(self, source: BlockSource, wanted: Sequence[int]) -> dict[int, bytes | memoryview]:
         started = self._clock.monotonic()
-        data = level.get(wanted)
+        data = source.get(wanted)
         elapsed_s = self._clock.monotonic() - started
         found = {item: piece for item, piece in zip(wanted, data, strict=True) if piece is not None}
-        self._metrics.onboarded.labels(level.tier.value).inc(len(found))
-        self._metrics.fetch_s.labels(level.tier.value).inc(elapsed_s)
+        self._metrics.onboarded.labels(source.name).inc(len(found))
+        self._metrics.fetch_s.labels(source.name).inc(elapsed_s)
         if self._cost_test is not None:
-            self._cost_test.fetched(level.tier, len(found), elapsed_s)
+            # A fetch that brought nothing cost its time all the same.
+            self._cost_test.fetched(source.name, max(1, len(found)), elapsed_s)
         return found
 
     def _promote(self, fetched: Mapping[int, bytes | memoryview]) -> None:
         """Copy fetched blocks into the nearest tier, as far as a tier can say what they are."""
-        described = [block for level in self._levels for block in level.describe(list(fetched))]
-        blocks = list({block.sequence_hash: block for block in described}.values())
+        known = [block for source in self._sources for block in source.describe(list(fetched))]
+        blocks = list({block.sequence_hash: block for block in known}.values())
         if blocks:
             evicted = self._nearest.put(blocks, [fetched[block.sequence_hash] for block in blocks])
             self._announcer.refresh(self._nearest, blocks, evicted)

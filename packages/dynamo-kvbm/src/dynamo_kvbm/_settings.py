@@ -38,6 +38,11 @@ class KvbmSettings(DynamoSettings):
 
     host_blocks: int = Field(0, ge=0, description="Blocks of the host tier; wins over host_bytes.")
     host_bytes: int = Field(256 * 1024**2, ge=0, description="Memory of the host tier, used if host_blocks is 0.")
+    host_dir: str = Field(
+        "",
+        description="Folder on a memory file system (/dev/shm/NAME, or a hugetlbfs mount) for a host tier that all "
+        "workers of the machine which name it share and that outlives them; empty for one of this process alone.",
+    )
     offload: OffloadPolicy = Field(
         OffloadPolicy.EVICT,
         description="Copy a block to the host when it is complete (register) or when the device reuses it (evict).",
@@ -78,10 +83,22 @@ class KvbmSettings(DynamoSettings):
         CodecName.NONE, description="How blocks lie in the object store: none, lz4, zstd, or with loss int8 or fp8."
     )
 
+    peer_discovery: str = Field(
+        "",
+        description="Discovery plane on which block managers of other workers are found, for example file:///run/kv or "
+        "etcd://host:2379; empty to fetch from no peers.",
+    )
+    peer_plane: str = Field("tcp://127.0.0.1:0", description="Request plane on which peers send blocks.")
+    peer_namespace: str = Field("dynamo", description="Namespace whose workers are peers.")
+    peer_timeout_s: float = Field(1.0, gt=0, le=60, description="Longest wait of a step for blocks of a peer.")
+    peer_blocks: int = Field(1 << 20, ge=1, description="Most blocks known of all peers together.")
+
     @model_validator(mode="after")
     def _has_room(self) -> KvbmSettings:
         if not self.host_blocks and not self.host_bytes:
             raise ValueError("host_blocks and host_bytes are both 0; give one of them, or leave the connector out")
+        if self.host_dir and not self.model:
+            raise ValueError("host_dir needs model: it outlives the process, and KV of other weights is wrong")
         if self.disk_dir and not self.disk_blocks and not self.disk_bytes:
             raise ValueError("disk_blocks and disk_bytes are both 0; give one of them, or leave disk_dir out")
         if self.disk_dir and not self.model:
@@ -100,6 +117,12 @@ class KvbmSettings(DynamoSettings):
             raise ValueError("object_blocks and object_bytes are both 0; give one of them, or leave object_url out")
         if not self.object_url and (self.object_blocks or self.object_endpoint):
             raise ValueError("object_blocks and object_endpoint need object_url, the address of the object tier")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_are_whole(self) -> KvbmSettings:
+        if self.peer_discovery and not self.model:
+            raise ValueError("peer_discovery needs model: KV that other weights computed is wrong")
         return self
 
     def object_capacity_blocks(self, block_bytes: int) -> int:

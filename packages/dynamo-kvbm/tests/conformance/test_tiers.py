@@ -13,11 +13,21 @@ from dynamo_kvbm import DiskTier, HostTier, KvbmConnector, create_connector
 from dynamo_kvbm._codecs import CodecName, make_codec
 from dynamo_kvbm._tiers.encoded import EncodedStore
 from dynamo_kvbm._tiers.object_store import ObjectTier
+from dynamo_kvbm._tiers.shared_host import SharedHostTier
 
 
 class TestHostTier(BlockStoreConformance):
     def make_store(self, capacity_blocks: int) -> BlockStore:
         return HostTier(capacity_blocks, self.layout.block_bytes)
+
+
+class TestSharedHostTier(BlockStoreConformance):
+    @pytest.fixture(autouse=True)
+    def _folders(self, tmp_path: Path) -> None:
+        self.folders = (tmp_path / str(i) for i in itertools.count())
+
+    def make_store(self, capacity_blocks: int) -> BlockStore:
+        return SharedHostTier(next(self.folders), capacity_blocks, self.layout.block_bytes)
 
 
 class TestDiskTier(BlockStoreConformance):
@@ -41,6 +51,15 @@ def settled(connector: KvConnector) -> None:
 class TestConnectorWithHost(KvConnectorConformance):
     def make_connector(self) -> KvConnector:
         return connector(host_blocks=8)
+
+
+class TestConnectorWithSharedHost(KvConnectorConformance):
+    @pytest.fixture(autouse=True)
+    def _folders(self, tmp_path: Path) -> None:
+        self.folders = (tmp_path / str(i) for i in itertools.count())
+
+    def make_connector(self) -> KvConnector:
+        return connector(host_blocks=8, host_dir=str(next(self.folders)), model="m")
 
 
 class TestConnectorThatOffloadsAtOnce(KvConnectorConformance):

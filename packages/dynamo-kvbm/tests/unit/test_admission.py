@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dynamo_core.enums import Tier
 from dynamo_core.kv import BlockDescriptor
 from dynamo_core.testing import FakeClock
 from dynamo_kvbm._admission import MAX_EXPECTED, PROBE_EVERY, CostTest, SecondTouch
@@ -28,12 +27,12 @@ async def test_the_time_to_compute_is_measured_from_look_up_to_the_last_missing_
 def test_unmeasured_tiers_pass_and_slow_ones_are_probed() -> None:
     cost = CostTest(FakeClock())
     cost.recompute_s = 0.1
-    assert cost.worth(Tier.DISK)
-    cost.fetched(Tier.DISK, 2, 0.1)
-    assert cost.worth(Tier.DISK)
+    assert cost.worth("disk")
+    cost.fetched("disk", 2, 0.1)
+    assert cost.worth("disk")
     for _ in range(100):
-        cost.fetched(Tier.DISK, 1, 1.0)
-    assert [cost.worth(Tier.DISK) for _ in range(2 * PROBE_EVERY)].count(True) == 2
+        cost.fetched("disk", 1, 1.0)
+    assert [cost.worth("disk") for _ in range(2 * PROBE_EVERY)].count(True) == 2
 
 
 def test_prefixes_that_are_never_computed_are_forgotten() -> None:

@@ -107,3 +107,30 @@ def test_inspect_tells_what_a_folder_holds_while_its_owner_runs(
 def test_inspect_refuses_what_is_no_tier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path)]) == 2
     assert "no readable folder of a disk tier" in capsys.readouterr().err
+
+
+def test_bench_shows_each_tier_beside_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--block-bytes", "4096", "--blocks", "20", "--runs", "1"]
+    assert main(["bench", *sizes, "--disk", str(tmp_path), "--object", "memory:///", "--json"]) == 0
+    rates = json.loads(capsys.readouterr().out)
+    assert [(rate["tier"], rate["operation"]) for rate in rates] == [
+        (tier, operation) for tier in ("host", "disk", "object") for operation in ("put", "get")
+    ]
+    assert all(rate["gb_per_s"] > 0 and rate["batch_us"] > 0 for rate in rates)
+    assert [rate["limit"] for rate in rates] == ["memcpy"] * 2 + ["O_DIRECT, in order"] * 2 + [""] * 2
+    assert list(tmp_path.iterdir()) == []
+    assert main(["bench", *sizes]) == 0
+    assert "memcpy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--blocks", "0"], "--blocks has the value '0'"),
+        (["--block-bytes", "64", "--blocks", "2", "--runs", "1", "--disk", "/nonesuch"], "--disk /nonesuch"),
+        (["--block-bytes", "64", "--blocks", "2", "--runs", "1", "--object", "nonesuch://x"], "cannot be opened"),
+    ],
+)
+def test_bench_names_what_it_cannot_use(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -20,6 +20,7 @@ from dynamo_kvbm._manager import BlockManager, TierConfig
 from dynamo_kvbm._settings import OffloadPolicy
 from dynamo_kvbm._tiers.disk import DiskTier
 from dynamo_kvbm._tiers.host import HostTier
+from dynamo_kvbm._tiers.shared_host import SharedHostTier
 
 BLOCK_BYTES = 64
 DEADLINE_S = 30.0
@@ -231,7 +232,7 @@ def test_a_tier_that_costs_more_than_computing_is_not_offered(tmp_path: Path) ->
     stage.offload(1)
     stage.offload(2)
     stage.settle()
-    cost.fetched(Tier.DISK, 1, 0.5)
+    cost.fetched("disk", 1, 0.5)
     assert stage.manager.match([1]).blocks == 1
     cost.recompute_s = 0.1
     assert stage.manager.match([1]).blocks == 0
@@ -289,3 +290,25 @@ def test_any_sequence_of_operations_serves_right_bytes_and_announces_the_truth(
         assert len(held) <= store.capacity_blocks
     stage.host.check_integrity()
     stage.manager.close()
+
+
+def test_what_another_process_stored_in_a_shared_host_is_found_and_announced(tmp_path: Path) -> None:
+    ours, other = (SharedHostTier(tmp_path, 4, BLOCK_BYTES) for _ in range(2))
+    other.put(chain(1, 2), [content(1), content(2)])
+    changes: list[TierChange] = []
+    metrics = Metrics()
+    manager = BlockManager(
+        ours, block_bytes=BLOCK_BYTES, on_change=changes.append, metrics=metrics, clock=SystemClock()
+    )
+    other.put([BlockDescriptor(7)], [content(7)])
+    assert manager.match([1, 2]).blocks == 2
+    with manager.lend([1, 2]) as views:
+        assert [bytes(view) for view in views] == [content(1), content(2)]
+    other.remove([2])
+    assert manager.match([1, 2]).blocks == 1
+    assert [[block.sequence_hash for block in change.stored] for change in changes] == [[1, 2], [7], []]
+    assert changes[-1].removed == (2,)
+    pages = {"tier": "host_pinned", "pages": ours.pages.value}
+    assert metrics.registry.get_sample_value("dynamo_kvbm_arena_bytes", pages) == 4 * BLOCK_BYTES
+    manager.close()
+    other.close()

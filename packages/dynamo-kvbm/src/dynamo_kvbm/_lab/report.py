@@ -8,16 +8,20 @@ from collections.abc import Sequence
 
 from dynamo_kvbm._lab.simulator import ORACLE, Outcome
 
-WIDTH, HEIGHT, MARGIN = 760, 420, 56
+WIDTH, HEIGHT, MARGIN = 760, 400, 56
+LEGEND_STEP = 92
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
-GRID_LINES = 5
+MAX_GRID_LINES = 6
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 820px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-td:first-child, th:first-child {{ text-align: left }} svg {{ width: 100%; height: auto }}
+:root {{ color-scheme: light dark }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 820px; margin: 2rem auto; padding: 0 1rem }}
+h1 {{ font-size: 1.4rem; overflow-wrap: anywhere }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }}
+td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #8884 }}
+td:first-child, th:first-child {{ text-align: left }}
+svg {{ width: 100%; height: auto }} svg text {{ fill: currentColor }}
 </style></head><body><h1>{title}</h1><p>{summary}</p>{plot}{tables}</body></html>
 """
 
@@ -56,28 +60,44 @@ def plot(outcomes: Sequence[Outcome]) -> str:
     names = list(dict.fromkeys(outcome.policy for outcome in outcomes))
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="hit rate over capacity">']
     parts += _axes(sizes, top)
-    for name, colour in zip(names, COLOURS * (1 + len(names) // len(COLOURS)), strict=False):
-        points = [(outcome.capacity_blocks, outcome.hit_percent) for outcome in outcomes if outcome.policy == name]
-        line = " ".join(f"{_x(size, sizes):.1f},{_y(value, top):.1f}" for size, value in sorted(points))
+    for place, (name, colour) in enumerate(zip(names, COLOURS * (1 + len(names) // len(COLOURS)), strict=False)):
+        points = sorted((one.capacity_blocks, one.hit_percent) for one in outcomes if one.policy == name)
         dashes = ' stroke-dasharray="6 4"' if name == ORACLE else ""
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
-        y = MARGIN + 18 * names.index(name)
-        parts.append(f'<text x="{MARGIN + 14}" y="{y}" fill="{colour}" font-size="13">{html.escape(name)}</text>')
+        stroke = f'fill="none" stroke="{colour}" stroke-width="2"{dashes}'
+        line = " ".join(f"{_x(size, sizes):.1f},{_y(value, top):.1f}" for size, value in points)
+        parts.append(f'<polyline points="{line}" {stroke}/>')
+        parts += [_mark(name, colour, size, value, _x(size, sizes), _y(value, top)) for size, value in points]
+        x, y = MARGIN + LEGEND_STEP * place, MARGIN / 2
+        parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y}" y2="{y}" {stroke}/>')
+        parts.append(f'<text x="{x + 30}" y="{y + 4}" font-size="13">{html.escape(name)}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def _mark(name: str, colour: str, size: int, value: float, x: float, y: float) -> str:
+    label = html.escape(f"{name}, {size:,} blocks: {value:.2f} %")
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>{label}</title></circle>'
 
 
 def _axes(sizes: Sequence[int], top: float) -> list[str]:
     parts: list[str] = []
-    for step in range(GRID_LINES + 1):
-        value = top * step / GRID_LINES
+    step = _round_step(top)
+    for number in range(int(top / step) + 1):
+        value = step * number
         y = _y(value, top)
-        parts.append(f'<line x1="{MARGIN}" x2="{WIDTH - 16}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{MARGIN - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12">{value:.0f} %</text>')
+        parts.append(f'<line x1="{MARGIN}" x2="{WIDTH - 16}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
+        parts.append(f'<text x="{MARGIN - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12">{value:g} %</text>')
     for size in sizes:
         x = _x(size, sizes)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 20}" text-anchor="middle" font-size="12">{size:,}</text>')
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle" font-size="12">blocks</text>')
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 32}" text-anchor="middle" font-size="12">{size:,}</text>')
+    label = "blocks of cache, logarithmic"
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle" font-size="12">{label}</text>')
     return parts
+
+
+def _round_step(top: float) -> float:
+    """Return the smallest of 1, 2, 5, 10, 20 and so on that needs no more grid lines than there may be."""
+    power = 10.0 ** math.floor(math.log10(top / MAX_GRID_LINES))
+    return next(power * factor for factor in (1, 2, 5, 10) if top / (power * factor) <= MAX_GRID_LINES)
 
 
 def _x(size: int, sizes: Sequence[int]) -> float:

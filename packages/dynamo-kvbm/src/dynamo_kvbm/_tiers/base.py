@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from dynamo_core.errors import InvalidRequestError
-from dynamo_core.kv import BlockDescriptor
+from dynamo_core.kv import BlockDescriptor, BlockStore
+from dynamo_kvbm._eviction.hints import HintBook
+from dynamo_kvbm._tiers.arena import Pages
 
 Spill = Callable[[Sequence[BlockDescriptor], Sequence[bytes | memoryview]], None]
 """Receives blocks that are about to leave a tier. The data is valid during the call only."""
@@ -56,6 +58,45 @@ class SupportsLend(Protocol):
     def lend(self, sequence_hashes: Sequence[int]) -> AbstractContextManager[Mapping[int, memoryview]]:
         """Lend views of those blocks that are present, pinned while the context lasts."""
         ...
+
+
+@runtime_checkable
+class SupportsForeignChanges(Protocol):
+    """A tier that others change too."""
+
+    def drain_changes(self) -> list[int] | None:
+        """Return the blocks that others stored or removed since the last call; None if they were too many to note."""
+        ...
+
+
+@runtime_checkable
+class SupportsHintBook(Protocol):
+    """A tier whose eviction order hears what is known of the future."""
+
+    def hints(self, apply: Callable[[HintBook], None]) -> None:
+        """Let ``apply`` write into the book of hints, under the tier's lock."""
+        ...
+
+
+@runtime_checkable
+class SupportsArena(Protocol):
+    """A tier in memory, that can say what memory it is."""
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of all slots."""
+        ...
+
+    @property
+    def pages(self) -> Pages:
+        """Which pages they lie on."""
+        ...
+
+
+def described(store: BlockStore, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
+    """Return what a tier knows of those of these blocks that are present, parents before children."""
+    known = store.describe(sequence_hashes) if isinstance(store, SupportsDescribe) else []
+    return sorted(known, key=lambda block: block.position)
 
 
 def require_pieces(blocks: Sequence[BlockDescriptor], data: Sequence[bytes | memoryview], block_bytes: int) -> None:

@@ -12,6 +12,7 @@ from dynamo_kvbm._codecs import BlockCodec
 from dynamo_kvbm._tiers.base import (
     Spill,
     SupportsDescribe,
+    SupportsForeignChanges,
     SupportsHeld,
     SupportsSpill,
     SupportsTouch,
@@ -79,6 +80,10 @@ class EncodedStore:
     def describe(self, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
         """Return the descriptors of those of these blocks that the inner store can name."""
         return self._store.describe(sequence_hashes) if isinstance(self._store, SupportsDescribe) else []
+
+    def drain_changes(self) -> list[int] | None:
+        """Return what others changed in the inner store, if others can."""
+        return self._store.drain_changes() if isinstance(self._store, SupportsForeignChanges) else []
 
     def touch(self, prefix: Sequence[int]) -> None:
         """Renew blocks in the inner store, if it keeps recency."""

@@ -7,13 +7,15 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError, InternalError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
+from dynamo_kvbm._eviction.hints import HintBook
 from dynamo_kvbm._eviction.lru import LruOrder
+from dynamo_kvbm._tiers.arena import Pages, allocate_arena
 from dynamo_kvbm._tiers.base import Spill, require_pieces
 
 
@@ -27,26 +29,35 @@ class HostTier:
         capacity_blocks: Slots, at least 1.
         block_bytes: Size of every block.
         eviction: Makes the eviction order for a capacity.
+        clock: The clock of hints.
 
     Raises:
         ConfigurationError: if either is below 1, or the machine has not that much memory.
     """
 
     def __init__(
-        self, capacity_blocks: int, block_bytes: int, *, eviction: Callable[[int], EvictionOrder] = LruOrder
+        self,
+        capacity_blocks: int,
+        block_bytes: int,
+        *,
+        eviction: Callable[[int], EvictionOrder] = LruOrder,
+        clock: Clock | None = None,
     ) -> None:
         if capacity_blocks < 1 or block_bytes < 1:
             raise ConfigurationError(
                 f"a host tier of {capacity_blocks} blocks of {block_bytes} bytes holds nothing; give both at least 1"
             )
         self._block_bytes = block_bytes
-        self._arena = _allocate(capacity_blocks, block_bytes)
+        memory, self._pages = allocate_arena(capacity_blocks * block_bytes)
+        self._arena = memory.reshape(capacity_blocks, block_bytes)
         self._free = list(range(capacity_blocks - 1, -1, -1))
         self._slots: dict[int, int] = {}
         self._blocks: dict[int, BlockDescriptor] = {}
         self._spill: Spill | None = None
         self._eviction = eviction
+        self._clock = clock or SystemClock()
         self._order = eviction(capacity_blocks)
+        self._hints = HintBook(self._order, capacity_blocks, self._clock)
         self._lock = threading.RLock()
 
     @property
@@ -58,6 +69,16 @@ class HostTier:
     def capacity_blocks(self) -> int:
         """Slots in all."""
         return self._arena.shape[0]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of all slots."""
+        return self._arena.nbytes
+
+    @property
+    def pages(self) -> Pages:
+        """Which pages the arena lies on."""
+        return self._pages
 
     @property
     def used_blocks(self) -> int:
@@ -73,6 +94,11 @@ class HostTier:
         """Return every block held."""
         with self._lock:
             return list(self._blocks.values())
+
+    def describe(self, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
+        """Return the descriptors of those of these blocks that are present."""
+        with self._lock:
+            return [self._blocks[item] for item in sequence_hashes if item in self._blocks]
 
     def spill_to(self, receive: Spill) -> None:
         """Hand victims to ``receive`` as views of the arena. It runs under the tier's lock, so it must not wait."""
@@ -108,6 +134,7 @@ class HostTier:
                 self._blocks[block.sequence_hash] = block
                 stored.append((block.sequence_hash, block.parent_hash))
             self._order.insert(stored)
+            self._hints.arrived([block for block, _ in fresh.values()][: len(stored)])
         return [block.sequence_hash for block, _ in victims]
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
@@ -115,6 +142,11 @@ class HostTier:
         with self._lock:
             slots = [self._slots.get(sequence_hash) for sequence_hash in sequence_hashes]
             return [None if slot is None else self._arena[slot].tobytes() for slot in slots]
+
+    def hints(self, apply: Callable[[HintBook], None]) -> None:
+        """Let ``apply`` write into the book of hints, under the tier's lock."""
+        with self._lock:
+            apply(self._hints)
 
     @contextmanager
     def borrow(self, sequence_hashes: Sequence[int]) -> Generator[list[memoryview]]:
@@ -145,6 +177,7 @@ class HostTier:
     def remove(self, sequence_hashes: Sequence[int]) -> None:
         """Drop blocks that are not lent; absent ones are ignored."""
         with self._lock:
+            self._hints.release(sequence_hashes)
             for sequence_hash in sequence_hashes:
                 if self._order.discard(sequence_hash):
                     self._free.append(self._forget(sequence_hash)[1])
@@ -175,6 +208,7 @@ class HostTier:
             self._slots.clear()
             self._blocks.clear()
             self._order = self._eviction(self.capacity_blocks)
+            self._hints = HintBook(self._order, self.capacity_blocks, self._clock)
             self._free = list(range(self.capacity_blocks - 1, -1, -1))
 
     def _take_slots(self, fresh: Sequence[BlockDescriptor]) -> tuple[list[int], list[tuple[BlockDescriptor, int]]]:
@@ -185,6 +219,7 @@ class HostTier:
         parents = [block.parent_hash for block in fresh if block.parent_hash is not None]
         held = [parent for parent in parents if parent in self._slots]
         self._order.pin(held)
+        self._hints.settle()
         slots: list[int] = []
         victims: list[tuple[BlockDescriptor, int]] = []
         while len(slots) < len(fresh):
@@ -200,16 +235,6 @@ class HostTier:
 
     def _forget(self, sequence_hash: int) -> tuple[BlockDescriptor, int]:
         return self._blocks.pop(sequence_hash), self._slots.pop(sequence_hash)
-
-
-def _allocate(capacity_blocks: int, block_bytes: int) -> NDArray[np.uint8]:
-    try:
-        return np.empty((capacity_blocks, block_bytes), dtype=np.uint8)
-    except MemoryError as error:
-        raise ConfigurationError(
-            f"host tier needs {capacity_blocks * block_bytes} bytes of memory, more than the machine gives; "
-            "lower host_blocks or host_bytes"
-        ) from error
 
 
 def _present_prefix(sequence_hashes: Sequence[int], slots: dict[int, int]) -> list[int]:

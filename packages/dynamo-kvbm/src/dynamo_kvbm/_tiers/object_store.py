@@ -1,16 +1,18 @@
 """G4, object store: one object a block, named by its content, shared by all workers of a model.
 
-An object's name says which block of which model it is, so two workers that store the same block write the same object,
-and a worker finds what another has written. Each object carries a header with a checksum, seeded with the block's
+An object's name says which block of which model it is and which it continues, so two workers that store the same block
+write the same object, and a listing tells a worker all that it needs to announce what others, or itself before a
+restart, have written. Each object carries a header with a checksum, seeded with the block's
 identity. A cut, damaged or misplaced object is a miss.
 """
 
 from __future__ import annotations
 
-import struct
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -22,19 +24,34 @@ from dynamo_core.errors import ConfigurationError, InvalidRequestError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
+from dynamo_kvbm._tiers.packed_block import packed_block, unpacked_block
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-HEADER = struct.Struct("<8sQQQQIIQ")
-"""Magic, sequence hash, local hash, parent hash, payload bytes, position, flags, checksum of the payload."""
-
-MAGIC = b"DYNKVB01"
-HAS_PARENT = 1
 CONCURRENCY = 16
 LIST_INTERVAL_S = 60.0
 
+_NAME = re.compile(r"([0-9a-f]{16})(?:-([0-9a-f]{16})-([0-9a-f]{16})?-([0-9a-f]{1,8}))?")
+
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Object:
+    """What is known of an object; the block is None if its name does not say more than its hash."""
+
+    name: str
+    sequence_hash: int
+    block: BlockDescriptor | None
+
+    @property
+    def parent_hash(self) -> int | None:
+        return None if self.block is None else self.block.parent_hash
+
+    @property
+    def position(self) -> int:
+        return 0 if self.block is None else self.block.position
 
 
 class ObjectTier:
@@ -76,7 +93,8 @@ class ObjectTier:
         self._folder = xxhash.xxh3_128_hexdigest(fingerprint.encode())
         self._lock = threading.RLock()
         self._order = eviction(capacity_blocks)
-        self._known: dict[int, BlockDescriptor | None] = {}
+        self._known: dict[int, _Object] = {}
+        self._changes: dict[int, None] | None = {}
         self._pool = ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="kvbm-object")
         self._clock = clock or SystemClock()
         self._list_interval_s = list_interval_s
@@ -88,6 +106,7 @@ class ObjectTier:
         except _store_errors() as error:
             self._pool.shutdown()
             raise ConfigurationError(f"object store {url} cannot be listed: {error}") from error
+        self._changes = {}
 
     @property
     def tier(self) -> Tier:
@@ -105,10 +124,21 @@ class ObjectTier:
             return [item in self._known for item in sequence_hashes]
 
     def describe(self, sequence_hashes: Sequence[int]) -> list[BlockDescriptor]:
-        """Return the descriptors of those of these blocks that were written or read by this tier."""
+        """Return the descriptors of those of these blocks that are known to be present."""
         with self._lock:
-            found = [self._known.get(item) for item in sequence_hashes]
+            found = [self._known[item].block for item in sequence_hashes if item in self._known]
             return [block for block in found if block is not None]
+
+    def held(self) -> list[BlockDescriptor]:
+        """Return every block known to be present, for example to announce what a restart found."""
+        with self._lock:
+            return self.describe(list(self._known))
+
+    def drain_changes(self) -> list[int] | None:
+        """Return the blocks that listings found or missed since the last call; None if they were too many to note."""
+        with self._lock:
+            changes, self._changes = self._changes, {}
+            return None if changes is None else list(changes)
 
     def touch(self, prefix: Sequence[int]) -> None:
         """Mark the blocks of a prefix, root first, as used now; absent ones are ignored."""
@@ -131,35 +161,37 @@ class ObjectTier:
             self.touch(list(pieces))
             fresh = [pair for item, pair in pieces.items() if item not in self._known][: self._capacity]
             evicted = self._make_room(fresh)
-        self._delete(evicted)
+        self._delete(evicted.values())
         written = list(self._pool.map(self._write, fresh))
         with self._lock:
             kept = [block for (block, _), done in zip(fresh, written, strict=True) if done]
             self._learn(kept)
-        return evicted
+        return list(evicted)
 
     def get(self, sequence_hashes: Sequence[int]) -> list[bytes | memoryview | None]:
         """Return the bytes of each block, several at once; None for those that are absent or damaged."""
         present = [item for item, there in zip(sequence_hashes, self.contains(sequence_hashes), strict=True) if there]
         found = dict(zip(present, self._pool.map(self._read, present), strict=True))
         lost = [item for item, piece in found.items() if piece is None]
-        self._forget(lost)
+        self._take_out(lost)
         return [found.get(item) for item in sequence_hashes]
 
     def remove(self, sequence_hashes: Sequence[int]) -> None:
         """Delete blocks; absent ones are ignored."""
-        self._delete(self._forget(sequence_hashes))
+        self._delete(self._take_out(sequence_hashes).values())
 
     def refresh(self) -> None:
         """List the store: learn what others wrote, as far as there is room, and forget what they deleted."""
         started = set(self._known)
-        listed = set(self._list())
+        listed = dict(self._list())
         with self._lock:
-            self._forget([item for item in started if item not in listed])
+            gone = self._take_out([item for item in started if item not in listed])
             room = self._capacity - len(self._known)
             fresh = [item for item in listed if item not in self._known][: max(0, room)]
-            self._known.update(dict.fromkeys(fresh))
-            self._order.insert([(item, None) for item in fresh])
+            self._known.update({item: listed[item] for item in fresh})
+            blocks = sorted((listed[item] for item in fresh), key=lambda found: found.position)
+            self._order.insert([(found.sequence_hash, found.parent_hash) for found in blocks])
+            self._note([*gone, *fresh])
         self._listed_s = self._clock.monotonic()
 
     def close(self) -> None:
@@ -175,43 +207,44 @@ class ObjectTier:
             _log.warning("object store cannot be listed", error=str(error))
             self._listed_s = self._clock.monotonic()
 
-    def _make_room(self, fresh: Sequence[tuple[BlockDescriptor, bytes | memoryview]]) -> list[int]:
-        evicted: list[int] = []
+    def _make_room(self, fresh: Sequence[tuple[BlockDescriptor, bytes | memoryview]]) -> dict[int, str]:
+        evicted: dict[int, str] = {}
         while len(self._known) + len(fresh) > self._capacity and (victim := self._order.evict()) is not None:
-            del self._known[victim]
-            evicted.append(victim)
+            evicted[victim] = self._known.pop(victim).name
         return evicted
 
     def _learn(self, blocks: Sequence[BlockDescriptor]) -> None:
         new = [block for block in blocks if block.sequence_hash not in self._known]
-        self._known.update({block.sequence_hash: block for block in blocks})
+        self._known.update({block.sequence_hash: _Object(_name(block), block.sequence_hash, block) for block in blocks})
         self._order.insert([(block.sequence_hash, block.parent_hash) for block in new])
 
-    def _forget(self, sequence_hashes: Iterable[int]) -> list[int]:
+    def _take_out(self, sequence_hashes: Iterable[int]) -> dict[int, str]:
+        """Forget blocks; return those that were known, with the names of their objects."""
         with self._lock:
             gone = [item for item in sequence_hashes if self._order.discard(item)]
-            for item in gone:
-                del self._known[item]
-            return gone
+            return {item: self._known.pop(item).name for item in gone}
 
-    def _path(self, sequence_hash: int) -> str:
-        return f"{self._folder}/{sequence_hash:016x}"
+    def _note(self, sequence_hashes: Iterable[int]) -> None:
+        if self._changes is not None:
+            self._changes.update(dict.fromkeys(sequence_hashes))
+            if len(self._changes) > 2 * self._capacity:
+                self._changes = None
 
-    def _list(self) -> Iterable[int]:
+    def _list(self) -> Iterable[tuple[int, _Object]]:
         import obstore
 
         for batch in obstore.list(self._store, prefix=self._folder + "/"):
             for meta in batch:
-                name = meta["path"].rsplit("/", 1)[-1]
-                if len(name) == 16 and not set(name) - set("0123456789abcdef"):
-                    yield int(name, 16)
+                found = _named(meta["path"].rsplit("/", 1)[-1])
+                if found is not None:
+                    yield found.sequence_hash, found
 
     def _write(self, pair: tuple[BlockDescriptor, bytes | memoryview]) -> bool:
         import obstore
 
         block, data = pair
         try:
-            obstore.put(self._store, self._path(block.sequence_hash), _packed(block, data))
+            obstore.put(self._store, f"{self._folder}/{_name(block)}", packed_block(block, data))
         except _store_errors() as error:
             self.failed_writes += 1
             _log.warning("object store cannot write", error=str(error))
@@ -221,29 +254,54 @@ class ObjectTier:
     def _read(self, sequence_hash: int) -> memoryview | None:
         import obstore
 
+        with self._lock:
+            known = self._known.get(sequence_hash)
+        if known is None:
+            return None
         try:
-            body = memoryview(obstore.get(self._store, self._path(sequence_hash)).bytes().to_bytes())
+            body = memoryview(obstore.get(self._store, f"{self._folder}/{known.name}").bytes().to_bytes())
         except _store_errors() as error:
             _log.warning("object store cannot read", error=str(error))
             return None
-        found = _unpacked(sequence_hash, body)
+        found = unpacked_block(sequence_hash, body)
         if found is None:
             self.damaged_blocks += 1
             return None
         with self._lock:
             if sequence_hash in self._known:
-                self._known[sequence_hash] = found[0]
+                if known.block is None:
+                    self._note([sequence_hash])
+                self._known[sequence_hash] = _Object(known.name, sequence_hash, found[0])
         return found[1]
 
-    def _delete(self, sequence_hashes: Sequence[int]) -> None:
+    def _delete(self, names: Iterable[str]) -> None:
         import obstore
 
-        if not sequence_hashes:
+        paths = [f"{self._folder}/{name}" for name in names]
+        if not paths:
             return
         try:
-            obstore.delete(self._store, [self._path(item) for item in sequence_hashes])
+            obstore.delete(self._store, paths)
         except _store_errors() as error:
-            _log.warning("object store cannot delete", error=str(error), blocks=len(sequence_hashes))
+            _log.warning("object store cannot delete", error=str(error), blocks=len(paths))
+
+
+def _name(block: BlockDescriptor) -> str:
+    parent = "" if block.parent_hash is None else f"{block.parent_hash:016x}"
+    return f"{block.sequence_hash:016x}-{block.local_hash:016x}-{parent}-{block.position:x}"
+
+
+def _named(name: str) -> _Object | None:
+    """Read the name of an object; None for what is no block."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    sequence, local, parent, position = found.groups()
+    if local is None:  # written by release 0.1
+        return _Object(name, int(sequence, 16), None)
+    parent_hash = int(parent, 16) if parent else None
+    block = BlockDescriptor(int(sequence, 16), int(local, 16), parent_hash, int(position, 16))
+    return _Object(name, block.sequence_hash, block)
 
 
 def _open_store(url: str, config: Mapping[str, Any]) -> ObjectStore:
@@ -269,32 +327,3 @@ def _store_errors() -> tuple[type[Exception], ...]:
     from obstore.exceptions import BaseError
 
     return (BaseError, OSError)
-
-
-def _packed(block: BlockDescriptor, data: bytes | memoryview) -> bytes:
-    checksum = xxhash.xxh3_64_intdigest(data, block.sequence_hash)
-    flags = 0 if block.parent_hash is None else HAS_PARENT
-    header = HEADER.pack(
-        MAGIC,
-        block.sequence_hash,
-        block.local_hash,
-        block.parent_hash or 0,
-        len(data),
-        block.position,
-        flags,
-        checksum,
-    )
-    return b"".join((header, data))
-
-
-def _unpacked(sequence_hash: int, body: memoryview) -> tuple[BlockDescriptor, memoryview] | None:
-    """Return a block, or None if the object is not whole, or not that block."""
-    if len(body) < HEADER.size:
-        return None
-    magic, identity, local, parent, size, position, flags, checksum = HEADER.unpack_from(body)
-    data = body[HEADER.size :]
-    if magic != MAGIC or identity != sequence_hash or size != len(data):
-        return None
-    if xxhash.xxh3_64_intdigest(data, sequence_hash) != checksum:
-        return None
-    return BlockDescriptor(identity, local, parent if flags & HAS_PARENT else None, position), data

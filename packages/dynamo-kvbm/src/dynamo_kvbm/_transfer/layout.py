@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -22,6 +22,18 @@ KvArray = NDArray[Any]
 
 # NumPy has no bf16 and no f8. Copies need sizes only, so those are seen as unsigned integers of the same size.
 _NUMPY_TYPES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "f8": np.uint8, "i8": np.int8}
+
+
+class SupportsDlpack(Protocol):
+    """A tensor of any library that speaks DLPack."""
+
+    def __dlpack__(self, /, *, stream: Any = None) -> Any:
+        """Return a capsule."""
+        ...
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return device type and number."""
+        ...
 
 
 class LayoutKind(enum.Enum):
@@ -115,6 +127,29 @@ class KvArena:
                 f"a buffer of {flat.nbytes} bytes is too small for a layout of {layout.total_bytes}", param="buffer"
             )
         self.view = _view(layout, flat)
+
+    @classmethod
+    def from_dlpack(cls, layout: ArenaLayout, producer: SupportsDlpack) -> KvArena:
+        """Return an arena over the memory of a tensor on the CPU, of any library, without a copy.
+
+        Raises:
+            InvalidRequestError: if its elements do not lie side by side, or it is smaller than the layout.
+        """
+        array = np.from_dlpack(producer)
+        if not array.flags.c_contiguous:
+            raise InvalidRequestError(
+                f"a tensor of {array.shape} has strides {array.strides}; its elements must lie side by side",
+                param="producer",
+            )
+        return cls(layout, array.reshape(-1).view(np.uint8))
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Give the blocks, ``[block, layer, kv, token, head, dim]``, to another library without a copy."""
+        return self.view.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Name the device: the CPU."""
+        return self.view.__dlpack_device__()
 
     def shard(self, tp_rank: int, tp_size: int) -> KvArray:
         """Return the view of the KV heads of one of ``tp_size`` equal shards.

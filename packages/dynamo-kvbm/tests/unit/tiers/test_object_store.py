@@ -12,10 +12,10 @@ from moto.server import ThreadedMotoServer
 from dynamo_core.clock import SystemClock
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError
-from dynamo_core.kv import BlockDescriptor
+from dynamo_core.kv import BlockDescriptor, TierChange
 from dynamo_core.telemetry import Metrics
 from dynamo_core.testing import DeviceBlocks, FakeClock, KvConnectorConformance
-from dynamo_kvbm import create_connector
+from dynamo_kvbm import BlockManager, HostTier, TierConfig, create_connector
 from dynamo_kvbm._tiers.object_store import ObjectTier
 
 BUCKET = "kv-blocks"
@@ -92,8 +92,39 @@ def test_another_worker_finds_them_and_what_they_are(server: Server) -> None:
     put(server.tier(), 1, 2)
     other = server.tier()
     assert other.contains([1, 2, 3]) == [True, True, False]
+    assert sorted(other.held(), key=lambda block: block.position) == chain(1, 2)
     assert other.get([1, 2]) == [content(1), content(2)]
-    assert other.describe([1, 2]) == chain(1, 2)
+
+
+def test_objects_named_as_release_0_1_did_are_found_and_described_once_read(server: Server) -> None:
+    put(server.tier(), 1, 2)
+    key = next(name for name in server.names() if "/0000000000000002-" in name)
+    body = server.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    server.client.delete_object(Bucket=BUCKET, Key=key)
+    server.client.put_object(Bucket=BUCKET, Key=key.partition("-")[0], Body=body)
+    tier = server.tier()
+    assert (tier.contains([2]), tier.describe([2])) == ([True], [])
+    assert tier.get([2]) == [content(2)]
+    assert (tier.describe([2]), tier.drain_changes()) == (chain(1, 2)[1:], [2])
+    tier.remove([2])
+    assert len(server.names()) == 1
+
+
+def test_a_restarted_worker_announces_what_the_store_holds_and_what_others_add(server: Server) -> None:
+    put(server.tier(), 1, 2)
+    tier = server.tier(clock=(clock := FakeClock()))
+    changes: list[TierChange] = []
+    host = HostTier(4, 4096)
+    manager = BlockManager(
+        host, [TierConfig(tier)], block_bytes=4096, on_change=changes.append, metrics=Metrics(), clock=clock
+    )
+    assert changes == [TierChange(Tier.EXTERNAL, tuple(chain(1, 2)))]
+    put(server.tier(), 1, 2, 3)
+    server.client.delete_object(Bucket=BUCKET, Key=next(n for n in server.names() if "/0000000000000001-" in n))
+    tier.refresh()
+    manager.match([1])
+    assert changes[1:] == [TierChange(Tier.EXTERNAL, tuple(chain(1, 2, 3)[2:]), (1,))]
+    manager.close()
 
 
 async def test_what_others_write_later_is_found_by_the_next_listing(server: Server) -> None:
