@@ -12,6 +12,7 @@ import structlog
 from dynamo_core.discovery import Record, RecordDeleted, RecordPut
 from dynamo_core.errors import DynamoError, UnavailableError
 from dynamo_runtime._discovery.etcd_client import (
+    CLOSE_TIMEOUT_S,
     DENIED,
     OUT_OF_RANGE,
     EtcdClient,
@@ -24,6 +25,7 @@ from dynamo_runtime._discovery.etcd_client import (
 )
 from dynamo_runtime._discovery.etcd_connection import EtcdConnection
 from dynamo_runtime._discovery.feed import Feed
+from dynamo_runtime._plane.timers import cancelled_within
 
 logger = structlog.get_logger(__name__)
 
@@ -64,9 +66,7 @@ class EtcdWatches:
         """End all watches."""
         for feed in list(self._feeds):
             feed.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled_within(self._connection.clock, CLOSE_TIMEOUT_S, list(self._tasks))
 
     async def _keep_following(self, feed: Feed) -> None:
         lost = False
@@ -91,7 +91,7 @@ class EtcdWatches:
         connection.note_reached()
         if feed.revision:
             connection.metrics.resynced()
-        feed.replace(records, present, hold_removals=lost and not feed.unchanged(records))
+        feed.replace(records, present, hold_removals=lost and feed.looks_reset(records, present))
         if feed.held:
             logger.warning("discovery.store_reset", prefix=feed.prefix, grace_s=connection.options.reset_grace_s)
             self._spawn(self._release(feed))
