@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
@@ -23,12 +23,12 @@ from dynamo_core.discovery import (
 )
 from dynamo_core.errors import ConfigurationError, ConflictError, DynamoError, UnavailableError
 from dynamo_runtime._discovery._metrics import DiscoveryMetrics
-from dynamo_runtime._discovery.etcd_client import EtcdClient, record, revision, text
+from dynamo_runtime._discovery.etcd_client import CLOSE_TIMEOUT_S, EtcdClient, record, revision, text
 from dynamo_runtime._discovery.etcd_connection import EtcdConnection
 from dynamo_runtime._discovery.etcd_leases import KEEPALIVES_PER_TTL, EtcdLease, grant, keep_alive, restore
 from dynamo_runtime._discovery.etcd_options import EtcdTarget, etcd_target
 from dynamo_runtime._discovery.etcd_watches import EtcdWatches, listing
-from dynamo_runtime._plane.timers import wait_within
+from dynamo_runtime._plane.timers import cancelled_within, wait_within
 
 if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 logger = structlog.get_logger(__name__)
 
 _SHORTEST_PAUSE_S = 0.01
+_REVOKE_TIMEOUT_S = 2.0
+"""Time that ``close`` gives to ending leases, whatever the limit of a call is."""
 
 
 class EtcdDiscovery:
@@ -85,17 +87,17 @@ class EtcdDiscovery:
                 self._tending = asyncio.get_running_loop().create_task(self._tend(), name="etcd-leases")
 
     async def close(self) -> None:
-        """Revoke own leases, end own watches, disconnect. Idempotent."""
+        """Revoke own leases, end own watches, disconnect, all within a few seconds. Idempotent."""
         if self._closed:
             return
         if not self._connection.failure:
             # Out of reach they lapse by themselves; that must not keep the process from leaving.
-            await asyncio.gather(*(lease.revoke() for lease in list(self._leases.values())), return_exceptions=True)
+            revoking = (lease.revoke() for lease in list(self._leases.values()))
+            await wait_within(self._clock, _REVOKE_TIMEOUT_S, _all_tried(revoking))
         self._closed = True
         await self._watches.close()
         if self._tending is not None:
-            self._tending.cancel()
-            await asyncio.gather(self._tending, return_exceptions=True)
+            await cancelled_within(self._clock, CLOSE_TIMEOUT_S, [self._tending])
         await self._client.close()
 
     async def lease(self, ttl_s: float = DEFAULT_LEASE_TTL_S) -> Lease:
@@ -262,6 +264,10 @@ class EtcdDiscovery:
     def _require_open(self) -> None:
         if self._closed:
             raise UnavailableError("this discovery client is closed", reason="discovery.closed")
+
+
+async def _all_tried(work: Iterable[Awaitable[None]]) -> None:
+    await asyncio.gather(*work, return_exceptions=True)
 
 
 def etcd_discovery(url: str, *, clock: object, options: Mapping[str, object]) -> Discovery:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
 import aiohttp
+import structlog
 
 from dynamo_core.clock import Clock
 from dynamo_core.discovery import Record
@@ -27,10 +28,15 @@ from dynamo_core.errors import (
     UnavailableError,
 )
 from dynamo_runtime._discovery.etcd_options import EtcdTarget
-from dynamo_runtime._plane.timers import result_within
+from dynamo_runtime._plane.timers import result_within, wait_within
+
+logger = structlog.get_logger(__name__)
 
 INVALID, NOT_FOUND, DENIED, PRECONDITION, OUT_OF_RANGE, UNAVAILABLE, UNAUTHENTICATED = 3, 5, 7, 9, 11, 14, 16
 """Status codes of gRPC that matter here."""
+
+CLOSE_TIMEOUT_S = 1.0
+"""Time that connections get to close before they are left to the kernel."""
 
 _LOST = (aiohttp.ClientError, OSError, TimeoutError)
 _BAD_TOKEN = "invalid auth token"
@@ -80,8 +86,9 @@ class EtcdClient:
             response.content.set_exception(aiohttp.ClientConnectionError("the connection was given up"))
             response.close()
         session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        # A connection counts as closed once its last bytes have left, which a peer that is cut off never takes.
+        if session is not None and not await wait_within(self._clock, CLOSE_TIMEOUT_S, session.close()):
+            logger.warning("discovery.connection_left_open", server=self.server)
 
     async def call(self, path: str, body: Mapping[str, Any], *, repeatable: bool = True) -> dict[str, Any]:
         """Send one call, to each server once until one answers.
