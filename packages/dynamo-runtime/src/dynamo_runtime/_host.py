@@ -119,7 +119,7 @@ class Host:
         self._clock = clock or SystemClock()
         self._on_ready = on_ready
         self._metrics = _metrics.process_metrics(settings.namespace)
-        self._planes = build_planes(settings, self._clock)
+        self._planes = build_planes(settings, self._clock, self._metrics)
         self._discovery = TrackedDiscovery(self._planes.discovery)
         self._plane = TrackedRequestPlane(self._planes.request_plane)
         self._contexts: list[tuple[str, ComponentContext]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dynamo_core.cards import EndpointTypes
 from dynamo_core.clock import Clock, SystemClock
@@ -22,6 +22,9 @@ from dynamo_runtime._endpoints import (
 from dynamo_runtime._settings import RuntimeSettings
 from dynamo_runtime._substrate import build_planes
 
+if TYPE_CHECKING:
+    from dynamo_core.telemetry import Metrics
+
 
 class Runtime:
     """Started planes with endpoints by name. An async context manager.
@@ -29,6 +32,7 @@ class Runtime:
     Args:
         settings: Which planes; ``RuntimeSettings()`` reaches every process of this user on this machine.
         clock: Time.
+        metrics: Scope in which the planes register their metrics; None keeps them private.
 
     Attributes:
         discovery: Discovery plane.
@@ -39,8 +43,14 @@ class Runtime:
         ConfigurationError: if no installed plug-in serves a URL's scheme.
     """
 
-    def __init__(self, settings: RuntimeSettings | None = None, *, clock: Clock | None = None) -> None:
-        self._planes = build_planes(settings or RuntimeSettings(), clock or SystemClock())
+    def __init__(
+        self,
+        settings: RuntimeSettings | None = None,
+        *,
+        clock: Clock | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._planes = build_planes(settings or RuntimeSettings(), clock or SystemClock(), metrics)
         self.discovery = self._planes.discovery
         self.request_plane = self._planes.request_plane
         self.event_bus = self._planes.event_bus

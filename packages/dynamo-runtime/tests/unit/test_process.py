@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+from dynamo_runtime._bus import _metrics as _bus_metrics
+from dynamo_runtime._discovery import _metrics as _discovery_metrics
+from dynamo_runtime._plane import _metrics as _plane_metrics
 
 LIMIT_S = 30.0
 
@@ -49,19 +56,20 @@ class Plugin:
 async def ready(): print("ready", flush=True)
 
 settings = RuntimeSettings(
-    discovery="mem://", request_plane="mem://", event_bus="mem://", log_level="error", **eval(sys.argv[2])
+    **{"discovery": "mem://", "request_plane": "mem://", "event_bus": "mem://", "log_level": "error"} | eval(sys.argv[2])
 )
 sys.exit(run_components([HostedComponent("part", Plugin())], settings, on_ready=ready))
 """
 
 
 @contextmanager
-def program(mode: str, settings: str = "{}") -> Iterator[subprocess.Popen[str]]:
+def program(mode: str, settings: str = "{}", pass_fds: tuple[int, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", PROGRAM, mode, settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=pass_fds,
     )
     try:
         yield process
@@ -136,3 +144,24 @@ def test_a_child_dies_with_a_killed_parent() -> None:
         assert ended
     finally:
         os.close(descriptor)
+
+
+def test_the_metrics_of_the_planes_are_those_of_the_process(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    planes = {"discovery": f"file://{tmp_path}", "request_plane": "tcp://127.0.0.1:0", "event_bus": "zmq://127.0.0.1:0"}
+    with program("well", repr({**planes, "status_port": 0, "ready_fd": writing}), pass_fds=(writing,)) as process:
+        assert next_line(process) == "ready"
+        status_url = json.loads(os.read(reading, 4096))["status_url"]
+        text = urllib.request.urlopen(f"{status_url}/metrics", timeout=LIMIT_S).read().decode()
+    os.close(reading)
+    os.close(writing)
+    names = {
+        value
+        for module in (_bus_metrics, _discovery_metrics, _plane_metrics)
+        for value in vars(module).values()
+        if isinstance(value, str) and value.startswith("dynamo_runtime_")
+    }
+    assert len(names) >= 18
+    found = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert names <= found
+    assert 'dynamo_runtime_discovery_connected{dynamo_component="runtime",dynamo_namespace="dynamo"} 1.0' in text
