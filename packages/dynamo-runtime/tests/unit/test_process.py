@@ -55,9 +55,8 @@ class Plugin:
 
 async def ready(): print("ready", flush=True)
 
-settings = RuntimeSettings(
-    **{"discovery": "mem://", "request_plane": "mem://", "event_bus": "mem://", "log_level": "error"} | eval(sys.argv[2])
-)
+in_process = {"discovery": "mem://", "request_plane": "mem://", "event_bus": "mem://"}
+settings = RuntimeSettings(**{**in_process, "log_level": "error", **eval(sys.argv[2])})
 sys.exit(run_components([HostedComponent("part", Plugin())], settings, on_ready=ready))
 """
 
