@@ -43,6 +43,7 @@ _HOME: dict[tuple[str, str], str] = {
     ("kv_connectors", "kvbm"): "dynamo-kvbm",
     ("discoveries", "file"): "dynamo-runtime",
     ("discoveries", "etcd"): "dynamo-runtime",
+    ("discoveries", "k8s"): "dynamo-runtime",
     ("request_planes", "nats"): "dynamo-runtime[nats]",
     ("request_planes", "tcp"): "dynamo-runtime",
     ("request_planes", "unix"): "dynamo-runtime",
