@@ -101,10 +101,12 @@ class Runtime:
     ) -> bytes:
         """Call an endpoint's instances in turn and return the answer's only item.
 
-        An instance that cannot be reached is passed over for the next. Cancelling kills the call.
+        An instance that cannot be reached, drains or is overloaded is passed over for the next; a call that was lost
+        on its way is not made again. Cancelling kills the call.
 
         Raises:
             UnavailableError: if no instance can be reached.
+            CapacityExhaustedError: if all that can be reached are overloaded.
             DynamoError: what the handler raised.
         """
         instances = await require_instances(self.discovery, _endpoint(endpoint))
