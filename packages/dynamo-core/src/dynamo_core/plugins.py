@@ -36,7 +36,6 @@ _HOME: dict[tuple[str, str], str] = {
     ("components", "router"): "dynamo-router",
     ("components", "worker"): "dynamo-worker",
     ("components", "planner"): "dynamo-planner",
-    ("components", "kvbm"): "dynamo-kvbm",
     ("engines", "reference"): "dynamo-worker",
     ("engines", "mock"): "dynamo-worker",
     ("routers", "kv"): "dynamo-router",
