@@ -22,7 +22,7 @@ from dynamo_runtime._plane import _metrics as _plane_metrics
 LIMIT_S = 30.0
 
 PROGRAM = """
-import asyncio, os, sys, time
+import asyncio, gc, os, sys, time
 from dynamo_core.errors import ConfigurationError, UnavailableError
 from dynamo_runtime import HostedComponent, RuntimeSettings, run_components
 from dynamo_runtime._signals import ECHO_S
@@ -53,7 +53,9 @@ class Plugin:
     takes_extra_args = False
     def create(self, context, settings, extra_args): return Part(context)
 
-async def ready(): print("ready", flush=True)
+async def ready():
+    collector = (gc.get_threshold()[0], gc.get_freeze_count() > 0) if MODE == "gc" else ()
+    print("ready", *collector, flush=True)
 
 in_process = {"discovery": "mem://", "request_plane": "mem://", "event_bus": "mem://"}
 settings = RuntimeSettings(**{**in_process, "log_level": "error", **eval(sys.argv[2])})
@@ -143,6 +145,11 @@ def test_a_child_dies_with_a_killed_parent() -> None:
         assert ended
     finally:
         os.close(descriptor)
+
+
+def test_the_garbage_collector_spares_what_stays() -> None:
+    with program("gc") as process:
+        assert next_line(process) == "ready 50000 True"
 
 
 def test_the_metrics_of_the_planes_are_those_of_the_process(tmp_path: Path) -> None:
