@@ -211,7 +211,10 @@ class DiscoveryFactory(Protocol):
     """Entry of ``dynamo_core.discoveries``: makes a backend for a URL of its scheme."""
 
     def __call__(self, url: str, *, clock: object, options: Mapping[str, object]) -> Discovery:
-        """Return a backend that is not yet started. ``clock`` is a ``dynamo_core.clock.Clock``."""
+        """Return a backend that is not yet started. ``clock`` is a ``dynamo_core.clock.Clock``.
+
+        ``options`` may hold ``metrics``, a ``dynamo_core.telemetry.Metrics`` to register in; who has none ignores it.
+        """
         ...
 
 

@@ -189,7 +189,10 @@ class RequestPlaneFactory(Protocol):
     """Entry of ``dynamo_core.request_planes``: makes a plane for a URL of its scheme."""
 
     def __call__(self, url: str, *, clock: Clock, options: Mapping[str, object]) -> RequestPlane:
-        """Return a plane that is not yet started."""
+        """Return a plane that is not yet started.
+
+        ``options`` may hold ``metrics``, a ``dynamo_core.telemetry.Metrics`` to register in; who has none ignores it.
+        """
         ...
 
 
@@ -284,5 +287,8 @@ class EventBusFactory(Protocol):
     """Entry of ``dynamo_core.event_buses``: makes a bus for a URL of its scheme."""
 
     def __call__(self, url: str, *, discovery: Discovery, clock: Clock, options: Mapping[str, object]) -> EventBus:
-        """Return a bus that is not yet started; it finds publishers through ``discovery`` if it has no broker."""
+        """Return a bus that is not yet started; it finds publishers through ``discovery`` if it has no broker.
+
+        ``options`` may hold ``metrics``, a ``dynamo_core.telemetry.Metrics`` to register in; who has none ignores it.
+        """
         ...

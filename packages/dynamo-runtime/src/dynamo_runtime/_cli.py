@@ -10,7 +10,7 @@ from importlib import metadata
 from dynamo_core import plugins
 from dynamo_core.errors import ConfigurationError, DynamoError
 
-KNOWN_COMPONENTS = ("frontend", "kvbm", "planner", "router", "worker")
+KNOWN_COMPONENTS = ("frontend", "planner", "router", "worker")
 DISTRIBUTIONS = ("core", "runtime", "frontend", "router", "worker", "kvbm", "planner")
 EXIT_INTERRUPTED = 130
 

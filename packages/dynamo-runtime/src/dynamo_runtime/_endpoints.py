@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dynamo_core.cards import EndpointTypes
 from dynamo_core.discovery import INSTANCES_PREFIX, Discovery, Instance, Lease, endpoint_prefix
-from dynamo_core.errors import ConflictError, UnavailableError
+from dynamo_core.errors import ConflictError, DynamoError, UnavailableError
 from dynamo_core.ids import EndpointId, new_instance_id
 from dynamo_core.planes import DEFAULT_CALL_OPTIONS, CallOptions, RequestHandler, RequestPlane, ServedEndpoint
 from dynamo_core.streams import call_unary
@@ -17,6 +17,26 @@ from dynamo_core.wire import INSTANCE
 
 RAW = EndpointTypes(request="", response="")
 """Types of an endpoint whose payloads and items are plain bytes."""
+
+
+NEVER_BEGAN_REASONS = frozenset(
+    {
+        "transport.cannot_connect",
+        "backend.worker_unavailable",
+        "backend.draining",
+        "capacity.worker_overloaded",
+    }
+)
+"""Reasons with which a plane refuses a call that no handler has seen."""
+
+
+def never_began(error: DynamoError) -> bool:
+    """Whether a failed call can be made elsewhere whatever it does, since no handler has seen it.
+
+    A call that was lost on its way (``transport.disconnected``) may have been served: whether it can be made again is
+    for its caller to say.
+    """
+    return error.reason in NEVER_BEGAN_REASONS
 
 
 @dataclass(frozen=True)
@@ -88,18 +108,19 @@ async def require_instances(discovery: Discovery, endpoint: EndpointId) -> list[
 async def call_any(
     plane: RequestPlane, instances: Sequence[Instance], payload: bytes, options: CallOptions = DEFAULT_CALL_OPTIONS
 ) -> bytes:
-    """Call the first instance that can be reached and return the answer's only item. Cancelling kills the call.
+    """Call the first instance that takes the call and return the answer's only item. Cancelling kills the call.
 
     Raises:
-        UnavailableError: if none can be reached.
+        UnavailableError: if none can be reached, or all of them drain.
+        CapacityExhaustedError: if all that can be reached are overloaded.
         DynamoError: what the handler raised.
     """
-    last: UnavailableError | None = None
+    last: DynamoError | None = None
     for instance in instances:
         try:
             return await call_unary(plane, instance.address, instance.endpoint, payload, options)
-        except UnavailableError as error:
-            if error.reason != "transport.cannot_connect":
+        except DynamoError as error:
+            if not never_began(error):
                 raise
             last = error
     raise last or UnavailableError("there is no instance to call", reason="backend.worker_unavailable")

@@ -40,7 +40,7 @@ class Resources(_Strict):
 class Service(_Strict):
     """One service: replicas of one component."""
 
-    component: str = Field(min_length=1, description="Component plug-in: frontend, worker, router, planner, kvbm")
+    component: str = Field(min_length=1, description="Component plug-in: frontend, worker, router, planner")
     replicas: int = Field(default=1, ge=0, le=4096, description="Replicas to start with")
     role: str = Field(default="", description="Name by which a planner scales it; the service's own if empty")
     args: dict[str, Scalar | list[Scalar]] | list[Scalar] = Field(

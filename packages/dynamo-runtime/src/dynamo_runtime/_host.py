@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ from dynamo_runtime._tracked import TrackedDiscovery, TrackedRequestPlane
 EXIT_CRASHED = 1
 EXIT_MISCONFIGURED = 2
 READY_POLL_S = 0.02
+GC_THRESHOLDS = (50_000, 20, 50)
 
 _log = structlog.get_logger(__name__)
 
@@ -78,12 +80,33 @@ def run_components(
         flush = configure_tracing(settings.otlp_endpoint, settings.trace_sample_ratio, service, settings.namespace)
         try:
             with asyncio.Runner(loop_factory=_loop_factory(settings)) as runner:
-                runner.run(Host(components, settings, on_ready=on_ready).run())
+                runner.run(Host(components, settings, on_ready=_then_settle(on_ready)).run())
         finally:
             flush()
     except DynamoError as error:
         return report_failure(error)
     return 0
+
+
+def _then_settle(on_ready: OnReady | None) -> OnReady:
+    async def ready() -> None:
+        settle_garbage_collector()
+        if on_ready is not None:
+            await on_ready()
+
+    return ready
+
+
+def settle_garbage_collector() -> None:
+    """Spare the garbage collector what lives as long as the process, and let it look at requests more rarely.
+
+    By default it looks at new objects after every 700 that outlive a call, and at all of a process's some 300,000 ever
+    so often: in a frontend an eighth of the CPU of a request. Requests leave no cycles behind, so nearly all of what it
+    looks at dies by its reference count; what does not is still found, after 50,000 objects.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def report_failure(error: DynamoError) -> int:
@@ -119,7 +142,7 @@ class Host:
         self._clock = clock or SystemClock()
         self._on_ready = on_ready
         self._metrics = _metrics.process_metrics(settings.namespace)
-        self._planes = build_planes(settings, self._clock)
+        self._planes = build_planes(settings, self._clock, self._metrics)
         self._discovery = TrackedDiscovery(self._planes.discovery)
         self._plane = TrackedRequestPlane(self._planes.request_plane)
         self._contexts: list[tuple[str, ComponentContext]] = []

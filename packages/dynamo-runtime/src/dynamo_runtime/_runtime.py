@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dynamo_core.cards import EndpointTypes
 from dynamo_core.clock import Clock, SystemClock
@@ -22,6 +22,9 @@ from dynamo_runtime._endpoints import (
 from dynamo_runtime._settings import RuntimeSettings
 from dynamo_runtime._substrate import build_planes
 
+if TYPE_CHECKING:
+    from dynamo_core.telemetry import Metrics
+
 
 class Runtime:
     """Started planes with endpoints by name. An async context manager.
@@ -29,6 +32,7 @@ class Runtime:
     Args:
         settings: Which planes; ``RuntimeSettings()`` reaches every process of this user on this machine.
         clock: Time.
+        metrics: Scope in which the planes register their metrics; None keeps them private.
 
     Attributes:
         discovery: Discovery plane.
@@ -39,8 +43,14 @@ class Runtime:
         ConfigurationError: if no installed plug-in serves a URL's scheme.
     """
 
-    def __init__(self, settings: RuntimeSettings | None = None, *, clock: Clock | None = None) -> None:
-        self._planes = build_planes(settings or RuntimeSettings(), clock or SystemClock())
+    def __init__(
+        self,
+        settings: RuntimeSettings | None = None,
+        *,
+        clock: Clock | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._planes = build_planes(settings or RuntimeSettings(), clock or SystemClock(), metrics)
         self.discovery = self._planes.discovery
         self.request_plane = self._planes.request_plane
         self.event_bus = self._planes.event_bus
@@ -91,10 +101,12 @@ class Runtime:
     ) -> bytes:
         """Call an endpoint's instances in turn and return the answer's only item.
 
-        An instance that cannot be reached is passed over for the next. Cancelling kills the call.
+        An instance that cannot be reached, drains or is overloaded is passed over for the next; a call that was lost
+        on its way is not made again. Cancelling kills the call.
 
         Raises:
             UnavailableError: if no instance can be reached.
+            CapacityExhaustedError: if all that can be reached are overloaded.
             DynamoError: what the handler raised.
         """
         instances = await require_instances(self.discovery, _endpoint(endpoint))

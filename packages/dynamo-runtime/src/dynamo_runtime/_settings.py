@@ -142,3 +142,8 @@ def _checked_url(value: str) -> str:
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with changes, for a child process."""
     return {**os.environ, **extra}
+
+
+def process_environment() -> Mapping[str, str]:
+    """Return this process's environment, for what a cluster tells its pods there."""
+    return dict(os.environ)

@@ -20,7 +20,7 @@ from dynamo_runtime._settings import RuntimeSettings, SupervisorSettings
 from dynamo_runtime._supervisor.component import SupervisorPlugin
 from dynamo_runtime._supervisor.spec import ProcessSpec, component_command
 
-_DRAIN_ORDER = ("worker", "kvbm", "router", "frontend", "planner")
+_DRAIN_ORDER = ("worker", "router", "frontend", "planner")
 """Later ones drain first: no planner scales what drains, no frontend loses the workers it still streams from."""
 
 _log = structlog.get_logger(__name__)

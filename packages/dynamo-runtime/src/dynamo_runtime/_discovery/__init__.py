@@ -1,5 +1,5 @@
-"""Discovery on a directory (``file``) and in etcd (``etcd``).
+"""Discovery on a directory (``file``), in etcd (``etcd``) and in Kubernetes (``k8s``).
 
-``files``, ``keeper``, ``owner`` and ``watches`` belong to the former, ``etcd_*`` to the latter; ``feed`` is what a
-watch of a store with change events hands to its reader.
+``files``, ``keeper``, ``owner`` and ``watches`` belong to the first, ``etcd_*`` and ``k8s_*`` to the others, which
+share ``connection``, ``tending``, ``followers``, ``feed`` and ``http``; ``lease`` is everybody's.
 """

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import math
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
-
-import structlog
 
 from dynamo_core.clock import Clock
 from dynamo_core.discovery import (
@@ -21,21 +15,18 @@ from dynamo_core.discovery import (
     Record,
     WatchEvent,
 )
-from dynamo_core.errors import ConfigurationError, ConflictError, DynamoError, UnavailableError
+from dynamo_core.errors import ConflictError, UnavailableError
 from dynamo_runtime._discovery._metrics import DiscoveryMetrics
 from dynamo_runtime._discovery.etcd_client import EtcdClient, record, revision, text
 from dynamo_runtime._discovery.etcd_connection import EtcdConnection
-from dynamo_runtime._discovery.etcd_leases import KEEPALIVES_PER_TTL, EtcdLease, grant, keep_alive, restore
+from dynamo_runtime._discovery.etcd_leases import EtcdLeases
 from dynamo_runtime._discovery.etcd_options import EtcdTarget, etcd_target
 from dynamo_runtime._discovery.etcd_watches import EtcdWatches, listing
-from dynamo_runtime._plane.timers import wait_within
+from dynamo_runtime._discovery.lease import OwnLease
+from dynamo_runtime._discovery.tending import LeaseTender
 
 if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics
-
-logger = structlog.get_logger(__name__)
-
-_SHORTEST_PAUSE_S = 0.01
 
 
 class EtcdDiscovery:
@@ -53,15 +44,12 @@ class EtcdDiscovery:
     """
 
     def __init__(self, target: EtcdTarget, *, clock: Clock, metrics: Metrics | None = None) -> None:
-        self._options = target.options
-        self._clock = clock
         self._client = EtcdClient(target, clock)
-        self._connection = EtcdConnection(self._client, clock, target.options)
-        self._watches = EtcdWatches(self._connection)
-        self._metrics = DiscoveryMetrics(metrics, self.status, lambda: self._watches.records)
-        self._connection.metrics = self._metrics
-        self._leases: dict[int, EtcdLease] = {}
-        self._tending: asyncio.Task[None] | None = None
+        self._connection = EtcdConnection("etcd", self._client, clock, target.options)
+        self._watches = EtcdWatches(self._connection, self._client)
+        self._connection.metrics = DiscoveryMetrics(metrics, self.status, lambda: self._watches.records)
+        self._tender = LeaseTender(self._connection, EtcdLeases(self._client))
+        self._leases = self._tender.leases
         self._closed = False
 
     async def start(self) -> None:
@@ -71,44 +59,22 @@ class EtcdDiscovery:
             UnavailableError: if no server can be reached within the start-up limit.
             UnauthenticatedError: if the cluster refuses the user.
         """
-        give_up_at_s = self._clock.monotonic() + self._options.startup_timeout_s
-        while self._tending is None:
-            try:
-                await self._connection.probe()
-            except UnavailableError as error:
-                pause_s = self._connection.next_retry_s()
-                if self._clock.monotonic() + pause_s >= give_up_at_s:
-                    raise
-                logger.warning("discovery.waiting", error=error.message)
-                await self._clock.sleep(pause_s)
-            else:
-                self._tending = asyncio.get_running_loop().create_task(self._tend(), name="etcd-leases")
+        await self._tender.start()
 
     async def close(self) -> None:
-        """Revoke own leases, end own watches, disconnect. Idempotent."""
+        """Revoke own leases, end own watches, disconnect, all within a few seconds. Idempotent."""
         if self._closed:
             return
-        if not self._connection.failure:
-            # Out of reach they lapse by themselves; that must not keep the process from leaving.
-            await asyncio.gather(*(lease.revoke() for lease in list(self._leases.values())), return_exceptions=True)
+        await self._tender.revoke_all()
         self._closed = True
         await self._watches.close()
-        if self._tending is not None:
-            self._tending.cancel()
-            await asyncio.gather(self._tending, return_exceptions=True)
+        await self._tender.close()
         await self._client.close()
 
     async def lease(self, ttl_s: float = DEFAULT_LEASE_TTL_S) -> Lease:
         """Create a lease; etcd counts in whole seconds and has a least time to live of its own."""
-        if ttl_s <= 0:
-            raise ConfigurationError(f"lease ttl_s {ttl_s} must be above 0")
         self._require_open()
-        lease = EtcdLease(secrets.randbits(62) + 1, math.ceil(ttl_s), self._end_lease)
-        await self._connection.reaching(grant(self._client, lease.id, lease.ttl_s))
-        self._schedule(lease)
-        self._leases[lease.id] = lease
-        self._connection.disturbed.set()
-        return lease
+        return await self._tender.lease(ttl_s)
 
     async def put(self, key: str, value: bytes, *, lease: Lease | None = None) -> int:
         """Write a key and return its revision.
@@ -117,10 +83,10 @@ class EtcdDiscovery:
             ConflictError: if the lease has ended.
             UnavailableError: if no server answers; the key may or may not have been written.
         """
-        own = self._own(lease)
+        own = self._leases.own(lease)
         body = {"key": text(key), "value": text(value), "lease": str(own.id if own else 0)}
         answer = await self._leased(own, "kv/put", body, repeatable=True)
-        self._disown(key)
+        self._leases.disown(key)
         if own is not None:
             own.records[key] = value
         return revision(answer)
@@ -134,7 +100,7 @@ class EtcdDiscovery:
             ConflictError: if the lease has ended.
             UnavailableError: if no server answers; the key may or may not have been written.
         """
-        own = self._own(lease)
+        own = self._leases.own(lease)
         body = {
             "compare": [{"target": "MOD", "key": text(key), "result": "EQUAL", "mod_revision": str(expected or 0)}],
             "success": [{"request_put": {"key": text(key), "value": text(value), "lease": str(own.id if own else 0)}}],
@@ -142,7 +108,7 @@ class EtcdDiscovery:
         answer = await self._leased(own, "kv/txn", body, repeatable=False)
         if not answer.get("succeeded"):
             return None
-        self._disown(key)
+        self._leases.disown(key)
         return revision(answer)
 
     async def get(self, key: str) -> Record | None:
@@ -152,7 +118,7 @@ class EtcdDiscovery:
 
     async def delete(self, key: str) -> bool:
         """Delete a key; return whether it was there."""
-        self._disown(key)
+        self._leases.disown(key)
         answer = await self._call("kv/deleterange", {"key": text(key)})
         return int(answer.get("deleted", 0)) > 0
 
@@ -183,7 +149,7 @@ class EtcdDiscovery:
         return await self._connection.reaching(self._client.call(path, body))
 
     async def _leased(
-        self, lease: EtcdLease | None, path: str, body: Mapping[str, Any], *, repeatable: bool
+        self, lease: OwnLease | None, path: str, body: Mapping[str, Any], *, repeatable: bool
     ) -> dict[str, Any]:
         """Call; if the store has lost the lease that the call writes under, restore it and call again."""
         self._require_open()
@@ -193,71 +159,8 @@ class EtcdDiscovery:
             except ConflictError:
                 if lease is None or lease.revoked:
                     raise
-                await self._connection.reaching(self._restore(lease))
+                await self._connection.reaching(self._tender.restore(lease))
         raise ConflictError(f"lease {lease.id if lease else 0:x} does not stay", reason="discovery.lease_ended")
-
-    # Leases.
-
-    async def _tend(self) -> None:
-        """Keep own leases alive, and try a connection that has been silent."""
-        while True:
-            await self._pause()
-            # What goes wrong shows in the status; the next round tries again.
-            with contextlib.suppress(DynamoError):
-                await self._tend_once()
-
-    async def _pause(self) -> None:
-        connection = self._connection
-        if connection.failure:
-            await self._clock.sleep(connection.next_retry_s())
-            return
-        due_s = [lease.due_at_s for lease in self._leases.values()]
-        due_s.append(connection.reached_at_s + self._options.probe_interval_s)
-        pause_s = max(_SHORTEST_PAUSE_S, min(due_s) - self._clock.monotonic())
-        await wait_within(self._clock, pause_s, connection.disturbed.wait())
-        connection.disturbed.clear()
-
-    async def _tend_once(self) -> None:
-        now_s = self._clock.monotonic()
-        for lease in [lease for lease in self._leases.values() if lease.due_at_s <= now_s or self._connection.failure]:
-            await self._connection.reaching(keep_alive(self._client, lease))
-            if not lease.present and not lease.revoked:
-                await self._connection.reaching(self._restore(lease))
-            self._schedule(lease)
-        if (
-            self._connection.failure
-            or self._clock.monotonic() - self._connection.reached_at_s >= self._options.probe_interval_s
-        ):
-            await self._connection.probe()
-
-    def _schedule(self, lease: EtcdLease) -> None:
-        lease.due_at_s = self._clock.monotonic() + lease.ttl_s / KEEPALIVES_PER_TTL
-
-    async def _restore(self, lease: EtcdLease) -> None:
-        lease.present = False
-        await restore(self._client, lease)
-        self._metrics.lease_restored()
-        logger.warning("discovery.lease_restored", lease=f"{lease.id:x}", keys=len(lease.records))
-
-    async def _end_lease(self, lease: EtcdLease) -> None:
-        self._leases.pop(lease.id, None)
-        try:
-            await self._connection.reaching(self._client.call("lease/revoke", {"ID": str(lease.id)}))
-        except ConflictError:
-            # It had lapsed already.
-            return
-
-    def _own(self, lease: Lease | None) -> EtcdLease | None:
-        if lease is None:
-            return None
-        own = self._leases.get(lease.id)
-        if own is None or own is not lease:
-            raise ConflictError(f"lease {lease.id:x} has ended; create a new one", reason="discovery.lease_ended")
-        return own
-
-    def _disown(self, key: str) -> None:
-        for lease in self._leases.values():
-            lease.records.pop(key, None)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import socket
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
@@ -27,14 +26,13 @@ from dynamo_core.errors import (
     UnavailableError,
 )
 from dynamo_runtime._discovery.etcd_options import EtcdTarget
+from dynamo_runtime._discovery.http import LOST, HttpConnections
 from dynamo_runtime._plane.timers import result_within
 
 INVALID, NOT_FOUND, DENIED, PRECONDITION, OUT_OF_RANGE, UNAVAILABLE, UNAUTHENTICATED = 3, 5, 7, 9, 11, 14, 16
 """Status codes of gRPC that matter here."""
 
-_LOST = (aiohttp.ClientError, OSError, TimeoutError)
 _BAD_TOKEN = "invalid auth token"
-_KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 10, 5, 3
 
 
 class EtcdError(Exception):
@@ -65,8 +63,7 @@ class EtcdClient:
         self._clock = clock
         self._turn = 0
         self._token = ""
-        self._session: aiohttp.ClientSession | None = None
-        self._streams: set[aiohttp.ClientResponse] = set()
+        self._connections = HttpConnections(clock)
 
     @property
     def server(self) -> str:
@@ -75,13 +72,7 @@ class EtcdClient:
 
     async def close(self) -> None:
         """Drop all connections; streams end as lost. Idempotent."""
-        for response in self._streams:
-            # Closing alone would leave whoever reads it waiting.
-            response.content.set_exception(aiohttp.ClientConnectionError("the connection was given up"))
-            response.close()
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._connections.close()
 
     async def call(self, path: str, body: Mapping[str, Any], *, repeatable: bool = True) -> dict[str, Any]:
         """Send one call, to each server once until one answers.
@@ -104,7 +95,7 @@ class EtcdClient:
                 if error.code != UNAVAILABLE:
                     raise
                 failure = error
-            except _LOST as error:
+            except LOST as error:
                 failure = error
                 # A call that never left may be sent again whatever it does.
                 if not repeatable and not isinstance(error, aiohttp.ClientConnectorError):
@@ -122,16 +113,10 @@ class EtcdClient:
         server = self.server
         try:
             response = await self._opened(path, body)
-            self._streams.add(response)
-            try:
-                async with contextlib.aclosing(_lines(response)) as lines:
-                    async for line in lines:
-                        yield _result(_object(line))
-            finally:
-                self._streams.discard(response)
-                # Not released: the server would go on sending.
-                response.close()
-        except _LOST as error:
+            async with contextlib.aclosing(self._connections.lines(response)) as lines:
+                async for line in lines:
+                    yield _result(_object(line))
+        except LOST as error:
             self._pass_over(server)
             raise self._unreachable(error) from error
 
@@ -170,7 +155,8 @@ class EtcdClient:
         headers = {"content-type": "application/json"}
         if self._options.username and path != "auth/authenticate":
             headers["authorization"] = self._token or await self._authenticate()
-        session = self._session = self._session or self._new_session()
+        secure = self.server.startswith("https:")
+        session = self._connections.session(self._options.files.client_context if secure else None)
         answered = session.post(
             f"{self.server}/v3/{path}",
             data=json.dumps(body, separators=(",", ":")),
@@ -190,12 +176,6 @@ class EtcdClient:
         answer = await self._exchange("auth/authenticate", body)
         self._token = str(answer.get("token", ""))
         return self._token
-
-    def _new_session(self) -> aiohttp.ClientSession:
-        secure = self.server.startswith("https:")
-        ssl = self._options.files.client_context() if secure else True
-        # No limit: each watch holds a connection.
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=ssl, socket_factory=_socket))
 
     def _unreachable(self, error: Exception | None) -> UnavailableError:
         return UnavailableError(
@@ -250,15 +230,6 @@ def revision(answer: Mapping[str, Any]) -> int:
     return int(answer.get("header", {}).get("revision", 0))
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    held = b""
-    async for data in response.content.iter_any():
-        *lines, held = (held + data).split(b"\n")
-        for line in lines:
-            if line:
-                yield line
-
-
 def _object(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
@@ -286,19 +257,3 @@ def _refusal(status: int, data: bytes) -> EtcdError:
 def _error(found: Mapping[str, Any]) -> EtcdError:
     code = found.get("code", found.get("grpc_code", UNAVAILABLE))
     return EtcdError(int(code), str(found.get("message") or found.get("error") or "no reason given"))
-
-
-def _socket(info: Any) -> socket.socket:
-    """Make a socket that notices a server that vanished without a word: a watch only listens."""
-    family, kind, protocol, *_ = info
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", _KEEPALIVE_IDLE_S),
-        ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_S),
-        ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
-    ):
-        if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import structlog
-
 from dynamo_core.discovery import Record, RecordDeleted, RecordPut
-from dynamo_core.errors import DynamoError, UnavailableError
+from dynamo_core.errors import UnavailableError
+from dynamo_runtime._discovery.connection import StoreConnection
 from dynamo_runtime._discovery.etcd_client import (
     DENIED,
     OUT_OF_RANGE,
@@ -22,10 +20,8 @@ from dynamo_runtime._discovery.etcd_client import (
     scope,
     text,
 )
-from dynamo_runtime._discovery.etcd_connection import EtcdConnection
 from dynamo_runtime._discovery.feed import Feed
-
-logger = structlog.get_logger(__name__)
+from dynamo_runtime._discovery.followers import Followers
 
 PAGE_RECORDS = 1000
 """Records of one listing that come in one answer; a server has a limit on an answer's bytes."""
@@ -33,94 +29,42 @@ PAGE_RECORDS = 1000
 _LIST_ATTEMPTS = 5
 
 
-class EtcdWatches:
+class EtcdWatches(Followers):
     """All watches of one client.
 
     Args:
         connection: What the client's parts share.
+        client: Calls.
     """
 
-    def __init__(self, connection: EtcdConnection) -> None:
-        self._connection = connection
-        self._feeds: dict[Feed, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+    def __init__(self, connection: StoreConnection, client: EtcdClient) -> None:
+        super().__init__(connection)
+        self._client = client
 
-    @property
-    def records(self) -> int:
-        """Records in all views."""
-        return sum(len(feed.records) for feed in self._feeds)
+    async def follow(self, feed: Feed, *, lost: bool) -> None:
+        """Bring a feed up to date and keep it there; return after a compaction.
 
-    def open(self, prefix: str) -> Feed:
-        """Return a watch, which begins when it is first read."""
-        feed: Feed
+        Raises:
+            UnavailableError: when the server is lost.
+            DynamoError: why the feed cannot go on.
+        """
+        try:
+            await self._follow(feed, lost=lost)
+        except EtcdError as error:
+            raise as_discovery_error(error) from error
 
-        async def begin() -> None:
-            self._feeds[feed] = asyncio.get_running_loop().create_task(self._keep_following(feed))
-
-        feed = Feed(prefix, begin, self._leave)
-        return feed
-
-    async def close(self) -> None:
-        """End all watches."""
-        for feed in list(self._feeds):
-            feed.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _keep_following(self, feed: Feed) -> None:
-        lost = False
-        while True:
-            try:
-                lost = await self._follow(feed, lost=lost)
-            except UnavailableError as error:
-                lost = True
-                await self._connection.note_failure(error)
-                await self._connection.recovered.wait()
-            except EtcdError as error:
-                feed.close(as_discovery_error(error))
-                return
-            except DynamoError as error:
-                feed.close(error)
-                return
-
-    async def _follow(self, feed: Feed, *, lost: bool) -> bool:
-        """Bring a feed up to date and keep it there until the watch ends; False: because of a compaction."""
-        connection = self._connection
-        records, present = await listing(connection.client, feed.prefix)
-        connection.note_reached()
-        if feed.revision:
-            connection.metrics.resynced()
-        feed.replace(records, present, hold_removals=lost and not feed.unchanged(records))
-        if feed.held:
-            logger.warning("discovery.store_reset", prefix=feed.prefix, grace_s=connection.options.reset_grace_s)
-            self._spawn(self._release(feed))
+    async def _follow(self, feed: Feed, *, lost: bool) -> None:
+        records, present = await listing(self._client, feed.prefix)
+        self.begin_anew(feed, records, present, lost=lost)
         request = {"create_request": {**scope(feed.prefix), "start_revision": str(present + 1)}}
-        async with contextlib.aclosing(connection.client.stream("watch", request)) as answers:
+        async with contextlib.aclosing(self._client.stream("watch", request)) as answers:
             async for answer in answers:
                 if answer.get("canceled"):
                     if not int(answer.get("compact_revision", 0)):
                         raise EtcdError(DENIED, str(answer.get("cancel_reason") or "the watch was cancelled"))
-                    return False
+                    return
                 feed.apply([_event(event) for event in answer.get("events", [])], revision(answer))
         raise UnavailableError("etcd ended a watch", reason="discovery.unavailable")
-
-    async def _release(self, feed: Feed) -> None:
-        await self._connection.clock.sleep(self._connection.options.reset_grace_s)
-        feed.release()
-
-    def _leave(self, feed: Feed) -> None:
-        task = self._feeds.pop(feed, None)
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-            self._keep(task)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._keep(asyncio.get_running_loop().create_task(work))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 async def listing(client: EtcdClient, prefix: str) -> tuple[dict[str, Record], int]:

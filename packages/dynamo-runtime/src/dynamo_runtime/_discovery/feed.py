@@ -121,9 +121,15 @@ class Feed:
         held, self._held = sorted(self._held), set()
         self.apply([RecordDeleted(key, self.revision) for key in held], self.revision)
 
-    def unchanged(self, records: Mapping[str, Record]) -> bool:
-        """Whether any record of this view is in the other one as it is here, or this view is empty."""
-        return not self.records or any(records.get(key) == record for key, record in self.records.items())
+    def looks_reset(self, records: Mapping[str, Record], revision: int) -> bool:
+        """Whether this view cannot be an older state of the other one: the store has begun anew.
+
+        Its count of revisions has gone back, or no record is as it was. The count comes first: the first records that
+        their owners write again may well get the revisions that they had.
+        """
+        if revision < self.revision:
+            return True
+        return bool(self.records) and not any(records.get(key) == record for key, record in self.records.items())
 
     def _push(self, event: WatchEvent) -> None:
         if self._behind:

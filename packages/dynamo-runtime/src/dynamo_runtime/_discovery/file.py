@@ -26,7 +26,8 @@ from dynamo_core.discovery import (
 from dynamo_core.errors import ConfigurationError, ConflictError, DynamoError, UnavailableError
 from dynamo_runtime._discovery._metrics import DiscoveryMetrics
 from dynamo_runtime._discovery.files import FileStore, StoreBusyError, View
-from dynamo_runtime._discovery.keeper import FileLease, LeaseObserver, keep_alive
+from dynamo_runtime._discovery.keeper import LeaseObserver, keep_alive
+from dynamo_runtime._discovery.lease import KEEPALIVES_PER_TTL, OwnLease, OwnLeases
 from dynamo_runtime._discovery.options import FileDiscoveryOptions, file_options
 from dynamo_runtime._discovery.owner import this_process
 from dynamo_runtime._discovery.watches import FileWatch
@@ -73,7 +74,7 @@ class FileDiscovery:
         self._owner = this_process()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="file-discovery")
         self._view = View({}, 0, 0)
-        self._leases: dict[int, FileLease] = {}
+        self._leases = OwnLeases()
         self._watches: dict[FileWatch, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._follower_stop = asyncio.Event()
@@ -112,8 +113,8 @@ class FileDiscovery:
         """Create a lease that lives as long as this process does, plus at most ``ttl_s``."""
         if ttl_s <= 0:
             raise ConfigurationError(f"lease ttl_s {ttl_s} must be above 0")
-        lease = FileLease(secrets.randbits(62) + 1, ttl_s, self._end_lease)
-        lease.touched_at_s = self._clock.monotonic()
+        lease = OwnLease(secrets.randbits(62) + 1, ttl_s, self._end_lease)
+        lease.due_at_s = self._clock.monotonic() + ttl_s / KEEPALIVES_PER_TTL
         # Known before it is written, so that the observer never takes it for a stranger's.
         self._leases[lease.id] = lease
         try:
@@ -132,7 +133,7 @@ class FileDiscovery:
         """
         own = self._own(lease)
         record = await self._call(self._store.put, key, value, own.id if own else 0)
-        self._disown(key)
+        self._leases.disown(key)
         if own is not None:
             own.records[key] = value
         await self._note(record)
@@ -151,7 +152,7 @@ class FileDiscovery:
         record = await self._call(self._store.compare_and_set, key, value, expected, own.id if own else 0)
         if record is None:
             return None
-        self._disown(key)
+        self._leases.disown(key)
         await self._note(record)
         return record.revision
 
@@ -162,7 +163,7 @@ class FileDiscovery:
     async def delete(self, key: str) -> bool:
         """Delete a key; return whether it was there."""
         revision = await self._call(self._store.delete, key)
-        self._disown(key)
+        self._leases.disown(key)
         if revision is None:
             return False
         if self._watches and revision == self._view.revision + 1:
@@ -283,7 +284,7 @@ class FileDiscovery:
             ttls_s.append(self._observer.shortest_ttl_s)
         return min(self._options.tend_interval_s, *(ttl_s / _TENDS_PER_TTL for ttl_s in ttls_s), 3600.0)
 
-    async def _restore(self, lease: FileLease) -> None:
+    async def _restore(self, lease: OwnLease) -> None:
         logger.warning("discovery.lease_restored", lease=f"{lease.id:x}", keys=len(lease.records))
         self._metrics.lease_restored()
         for key, value in list(lease.records.items()):
@@ -292,23 +293,17 @@ class FileDiscovery:
         lease.present = True
         await self._refresh()
 
-    async def _end_lease(self, lease: FileLease) -> None:
+    async def _end_lease(self, lease: OwnLease) -> None:
         self._leases.pop(lease.id, None)
         await self._call(self._store.end_lease, lease.id)
         if self._watches:
             await self._refresh()
 
-    def _own(self, lease: Lease | None) -> FileLease | None:
-        if lease is None:
-            return None
-        own = self._leases.get(lease.id)
-        if own is None or own is not lease or not own.valid:
-            raise ConflictError(f"lease {lease.id:x} has ended; create a new one", reason="discovery.lease_ended")
+    def _own(self, lease: Lease | None) -> OwnLease | None:
+        own = self._leases.own(lease)
+        if own is not None and not own.valid:
+            raise ConflictError(f"lease {own.id:x} is being restored; try again", reason="discovery.lease_ended")
         return own
-
-    def _disown(self, key: str) -> None:
-        for lease in self._leases.values():
-            lease.records.pop(key, None)
 
     # Access.
 

@@ -2,57 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from dynamo_core.clock import Clock
-from dynamo_core.discovery import Lease
 from dynamo_runtime._discovery.files import FileStore, LeaseSeen
+from dynamo_runtime._discovery.lease import KEEPALIVES_PER_TTL, OwnLease
 from dynamo_runtime._discovery.owner import Owner, certainly_gone
-
-HEARTBEATS_PER_TTL = 3
-
-
-class FileLease:
-    """A lease of this process.
-
-    Args:
-        lease_id: Identity.
-        ttl_s: Seconds it outlives its last heartbeat.
-        end: Deletes a lease and its records.
-    """
-
-    def __init__(self, lease_id: int, ttl_s: float, end: Callable[[FileLease], Awaitable[None]]) -> None:
-        self.ttl_s = ttl_s
-        self.records: dict[str, bytes] = {}
-        self.touched_at_s = 0.0
-        self.present = True
-        self._id = lease_id
-        self._end = end
-        self._revoked = False
-
-    @property
-    def id(self) -> int:
-        """Identity, unique within the directory."""
-        return self._id
-
-    @property
-    def revoked(self) -> bool:
-        """Whether its owner ended it."""
-        return self._revoked
-
-    @property
-    def valid(self) -> bool:
-        """False once it has ended, or while it is being restored after other processes ended it."""
-        return self.present and not self._revoked
-
-    async def revoke(self) -> None:
-        """End it now and delete its keys. Idempotent."""
-        if not self._revoked:
-            self._revoked = True
-            await self._end(self)
 
 
 class _Sighting(msgspec.Struct):
@@ -107,20 +62,15 @@ class LeaseObserver:
         return silent_s >= lease.lease.ttl_s or certainly_gone(lease.lease.owner)
 
 
-def keep_alive(store: FileStore, leases: list[FileLease], owner: Owner, now_s: float) -> list[FileLease]:
+def keep_alive(store: FileStore, leases: list[OwnLease], owner: Owner, now_s: float) -> list[OwnLease]:
     """Send the heartbeats that are due; return the leases that were gone and are there again, without records."""
-    restored: list[FileLease] = []
+    restored: list[OwnLease] = []
     for lease in leases:
-        due = now_s - lease.touched_at_s >= lease.ttl_s / HEARTBEATS_PER_TTL
-        if lease.revoked or not due:
+        if lease.revoked or now_s < lease.due_at_s:
             continue
         if not store.touch_lease(lease.id):
             lease.present = False
             store.create_lease(lease.id, lease.ttl_s, owner)
             restored.append(lease)
-        lease.touched_at_s = now_s
+        lease.due_at_s = now_s + lease.ttl_s / KEEPALIVES_PER_TTL
     return restored
-
-
-if TYPE_CHECKING:
-    _LEASE: type[Lease] = FileLease

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 CONNECTIONS = "dynamo_runtime_plane_connections"
 CALLS_SERVED = "dynamo_runtime_plane_served_calls"
+CALLS_QUEUED = "dynamo_runtime_plane_queued_calls"
+INHIBITED = "dynamo_runtime_plane_inhibited_addresses"
 CALLS_OPEN = "dynamo_runtime_plane_open_calls"
 CONNECTS = "dynamo_runtime_plane_connects_total"
 FAULTS = "dynamo_runtime_plane_faults_total"
 
-FAULT_KINDS = ("malformed", "keepalive", "overrun", "refused", "too_large")
+FAULT_KINDS = ("malformed", "keepalive", "overrun", "refused", "overloaded", "too_large")
 
 
 class PlaneMetrics:

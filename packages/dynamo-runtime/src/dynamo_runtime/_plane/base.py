@@ -19,7 +19,8 @@ from dynamo_core.planes import (
     ServedEndpoint,
     StreamReceiver,
 )
-from dynamo_runtime._plane._metrics import CALLS_OPEN, CALLS_SERVED, CONNECTIONS, PlaneMetrics
+from dynamo_runtime._plane._metrics import CALLS_OPEN, CALLS_QUEUED, CALLS_SERVED, CONNECTIONS, INHIBITED, PlaneMetrics
+from dynamo_runtime._plane.admission import Admission
 from dynamo_runtime._plane.client import refused_call
 from dynamo_runtime._plane.connection import PlaneState
 from dynamo_runtime._plane.options import PlaneOptions
@@ -47,7 +48,8 @@ class StreamPlane(ABC):
 
     def __init__(self, dial: Dial, *, clock: Clock, options: PlaneOptions, metrics: Metrics | None) -> None:
         self.state = PlaneState(clock, options, PlaneMetrics(metrics), Timers(clock))
-        self.table = EndpointTable(clock, options.max_calls)
+        admission = Admission(options, self.state.timers, self.state.metrics)
+        self.table = EndpointTable(clock, admission)
         self._pool = ConnectionPool(self.state, dial)
         self._address = ""
         self._listening = asyncio.Lock()
@@ -55,6 +57,8 @@ class StreamPlane(ABC):
         self._closed = False
         self.state.metrics.watch(CONNECTIONS, "Open connections", lambda: len(self.state.connections))
         self.state.metrics.watch(CALLS_SERVED, "Calls being served", lambda: self.table.in_flight)
+        self.state.metrics.watch(CALLS_QUEUED, "Calls that wait for a place", lambda: admission.waiting)
+        self.state.metrics.watch(INHIBITED, "Addresses not dialled after a failure", lambda: self._pool.inhibited)
         self.state.metrics.watch(CALLS_OPEN, "Calls opened by this process that run", lambda: self._pool.calls)
 
     @property

@@ -18,7 +18,7 @@ from nats.aio.subscription import Subscription
 
 from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError, UnavailableError
-from dynamo_runtime._plane.timers import result_within
+from dynamo_runtime._plane.timers import cancelled_within, result_within, wait_within
 from dynamo_runtime._tls import TlsFiles
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ HIGH_WATER_BYTES = 8 << 20
 """Bytes that wait for NATS before whoever publishes is asked to pause."""
 
 LOW_WATER_BYTES = 1 << 20
+CLOSE_TIMEOUT_S = 2.0
+"""Time that each step of closing gets: a server that has been stopped takes nothing and says nothing."""
+
 _PENDING_MESSAGES = 65536
 _PENDING_BYTES = 64 << 20
 
@@ -187,14 +190,17 @@ class NatsLink:
         self._pump = asyncio.get_running_loop().create_task(self._publish_all(), name="nats-publish")
 
     async def close(self) -> None:
-        """Send what is due and disconnect. Idempotent."""
+        """Send what is due and disconnect, within a few seconds also if the server takes nothing. Idempotent."""
         if self._pump is None:
             return
         pump, self._pump = self._pump, None
         if self.connected:
-            await self._empty.wait()
-        pump.cancel()
-        await asyncio.gather(pump, return_exceptions=True)
+            await wait_within(self._clock, CLOSE_TIMEOUT_S, self._empty.wait())
+        await cancelled_within(self._clock, CLOSE_TIMEOUT_S, [pump])
+        if not await wait_within(self._clock, CLOSE_TIMEOUT_S, self._disconnect()):
+            logger.warning("nats.connection_left_open", server=self.place)
+
+    async def _disconnect(self) -> None:
         with contextlib.suppress(nats.errors.Error):
             await self._client.close()
 
@@ -260,6 +266,7 @@ class NatsLink:
                 # While the server is away little is kept; what is dropped shows as a gap at the other end.
                 with contextlib.suppress(nats.errors.Error):
                     await self._client.publish(subject, payload, reply)
+                _end_if_cancelled()
                 if self._drained and self._out_bytes <= LOW_WATER_BYTES:
                     drained, self._drained = self._drained, []
                     for callback in drained:
@@ -277,3 +284,10 @@ class NatsLink:
     async def _back(self) -> None:
         logger.info("nats.reconnected", servers=list(self._target.servers))
         self._on_back()
+
+
+def _end_if_cancelled() -> None:
+    """Raise the cancellation that the client swallows while it waits for room in its queue of flushes."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -19,7 +19,9 @@ _ABOVE_ZERO = (
     "max_frame_bytes",
     "max_buffer_items",
     "max_calls",
+    "max_queue_age_s",
     "max_connections",
+    "path_retry_interval_s",
     "connect_timeout_s",
     "tls_reload_interval_s",
 )
@@ -33,8 +35,12 @@ class PlaneOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_frame_bytes: Largest frame taken, hence of a payload or item.
         max_buffer_items: Items that one call may send beyond its credit before it is ended; the same on both sides.
         max_calls: Calls served at once, over all endpoints.
+        max_queued_calls: Calls that may wait for a place; more are refused as ``capacity.worker_overloaded``.
+        max_queue_age_s: Longest wait for a place; then the call is refused as well.
         max_connections: Connections accepted at once.
         connect_timeout_s: Limit of connecting, greeting included.
+        path_retry_interval_s: Time for which an address is not dialled that did not answer within that limit; doubles
+            with each failure up to 16 times as long. One that refuses is dialled again at once.
         keepalive_interval_s: Silence after which a peer is asked for a sign of life; 0 never asks.
         keepalive_timeout_s: Time it has to answer. It must outlast the longest stall of a healthy peer's event loop.
         tls_ca: Certificates of the authorities whose peers are trusted, PEM. Callers must then prove themselves too.
@@ -48,8 +54,11 @@ class PlaneOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_frame_bytes: int = 32 << 20
     max_buffer_items: int = 4096
     max_calls: int = 65536
+    max_queued_calls: int = 0
+    max_queue_age_s: float = 1.0
     max_connections: int = 4096
     connect_timeout_s: float = 3.0
+    path_retry_interval_s: float = 1.0
     keepalive_interval_s: float = 10.0
     keepalive_timeout_s: float = 20.0
     tls_ca: str = ""
@@ -62,6 +71,10 @@ class PlaneOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in _ABOVE_ZERO:
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; give a number above 0", param=name)
+        if self.max_queued_calls < 0:
+            raise ConfigurationError(
+                f"max_queued_calls is {self.max_queued_calls}; give 0 or more", param="max_queued_calls"
+            )
         self.tls.check()
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from dynamo_core.errors import DynamoError, InvalidRequestError, UnavailableError
 from dynamo_runtime._plane.client import ClientConnection
@@ -15,6 +16,15 @@ from dynamo_runtime._plane.timers import wait_within
 
 Dial: TypeAlias = Callable[[str], Awaitable[ClientConnection]]
 """Opens a connection to an address, without waiting for its greeting. Raises ``OSError`` or ``DynamoError``."""
+
+
+_MAX_SILENT = 4096
+_LONGEST_PAUSE_FACTOR = 16
+
+
+class _Silence(NamedTuple):
+    until_s: float
+    pause_s: float
 
 
 class ConnectionPool:
@@ -30,6 +40,13 @@ class ConnectionPool:
         self._dial = dial
         self._open: dict[str, ClientConnection] = {}
         self._opening: dict[str, asyncio.Task[ClientConnection]] = {}
+        self._silent: OrderedDict[str, _Silence] = OrderedDict()
+
+    @property
+    def inhibited(self) -> int:
+        """Addresses that are not dialled now because they did not answer."""
+        now_s = self._state.clock.monotonic()
+        return sum(silence.until_s > now_s for silence in self._silent.values())
 
     @property
     def calls(self) -> int:
@@ -65,6 +82,7 @@ class ConnectionPool:
     async def _connected(self, address: str) -> ClientConnection:
         task = self._opening.get(address)
         if task is None:
+            self._check_answers(address)
             task = asyncio.get_running_loop().create_task(self._connect(address), name=f"connect {address}")
             self._opening[address] = task
             task.add_done_callback(functools.partial(self._settled, address))
@@ -93,6 +111,7 @@ class ConnectionPool:
                 await attempt
         limit_s = self._state.options.connect_timeout_s
         if not in_time:
+            self._note_silence(address)
             raise cannot_connect(address, f"no answer within {limit_s} s")
         try:
             connection = attempt.result()
@@ -100,7 +119,22 @@ class ConnectionPool:
             # TLS too: a peer whose certificate is not trusted is as good as not there.
             raise cannot_connect(address, str(error)) from error
         self._state.metrics.connect()
+        self._silent.pop(address, None)
         return connection
+
+    def _check_answers(self, address: str) -> None:
+        """Refuse an address that has just not answered: each call would wait for the whole limit again."""
+        silence = self._silent.get(address)
+        if silence is not None and (left_s := silence.until_s - self._state.clock.monotonic()) > 0:
+            raise cannot_connect(address, f"it did not answer; it is tried again in {left_s:.1f} s")
+
+    def _note_silence(self, address: str) -> None:
+        shortest_s = self._state.options.path_retry_interval_s
+        known = self._silent.pop(address, None)
+        pause_s = shortest_s if known is None else min(shortest_s * _LONGEST_PAUSE_FACTOR, known.pause_s * 2)
+        self._silent[address] = _Silence(self._state.clock.monotonic() + pause_s, pause_s)
+        while len(self._silent) > _MAX_SILENT:
+            self._silent.popitem(last=False)
 
     async def _greeted(self, address: str) -> ClientConnection:
         connection = await self._dial(address)

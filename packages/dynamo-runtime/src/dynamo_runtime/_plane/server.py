@@ -18,6 +18,7 @@ from dynamo_core.errors import (
 )
 from dynamo_core.ids import EndpointId
 from dynamo_core.planes import RequestHandler, ServedEndpoint
+from dynamo_runtime._plane.admission import Admission
 from dynamo_runtime._plane.connection import Connection, PlaneState
 from dynamo_runtime._plane.framing import Batch, Cancel, Grant, Open, encode
 from dynamo_runtime._plane.stream import ServerCall, bounded_record
@@ -85,12 +86,14 @@ class TcpEndpoint:
         call = ServerCall(connection, frame, self)
         self._calls.add(call)
         self._idle.clear()
-        call.task = connection.loop.create_task(call.run(self.handler, frame.payload))
+        admission = self._table.admission
+        call.begin(self.handler, frame.payload, None if admission.enter(call) else admission.turn)
         return call
 
     def released(self, call: ServerCall) -> None:
         """Count a call as done."""
         self._calls.discard(call)
+        self._table.admission.leave(call)
         if not self._calls:
             self._idle.set()
 
@@ -100,12 +103,12 @@ class EndpointTable:
 
     Args:
         clock: Time.
-        max_calls: Calls served at once, over all endpoints.
+        admission: Places for calls, over all endpoints.
     """
 
-    def __init__(self, clock: Clock, max_calls: int) -> None:
+    def __init__(self, clock: Clock, admission: Admission) -> None:
         self.clock = clock
-        self._max_calls = max_calls
+        self.admission = admission
         self._endpoints: dict[str, TcpEndpoint] = {}
         self._numbers = itertools.count(2)
 
@@ -154,10 +157,7 @@ class EndpointTable:
                 reason="request.schema_mismatch",
                 param="schema",
             )
-        if self.in_flight >= self._max_calls:
-            raise CapacityExhaustedError(
-                f"{self._max_calls} calls run here already", reason="capacity.worker_overloaded"
-            )
+        self.admission.check()
         return endpoint
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -78,6 +78,10 @@ class CallCarrier(Protocol):
     def end(self, call: ServerCall, error: ErrorRecord | None) -> None:
         """The call is over."""
         ...
+
+
+Turn = Callable[["ServerCall"], Awaitable[None]]
+"""Returns when a call may run; raises why it may not."""
 
 
 class CallOwner(Protocol):
@@ -215,9 +219,16 @@ class ServerCall:
 
     # What the connection does.
 
-    async def run(self, handler: RequestHandler, payload: bytes) -> None:
-        """Serve the call: run the handler and end the stream as it ended."""
+    def begin(self, handler: RequestHandler, payload: bytes, turn: Turn | None = None) -> None:
+        """Serve the call in a task, once ``turn`` has returned."""
+        self.task = self._connection.loop.create_task(self._run(handler, payload, turn))
+        # Not the task's own last act: one that is cancelled before it begins does nothing at all.
+        self.task.add_done_callback(self._settled)
+
+    async def _run(self, handler: RequestHandler, payload: bytes, turn: Turn | None) -> None:
         try:
+            if turn is not None:
+                await turn(self)
             await handler(payload, self, self)
         except asyncio.CancelledError:
             # Whoever cancelled from outside has ended the call already; this ends one whose handler cancelled itself.
@@ -228,10 +239,12 @@ class ServerCall:
             self.finish(as_dynamo_error(error))
         else:
             self.finish(None)
-        finally:
-            self.task = None
-            if self._closed:
-                self._owner.released(self)
+
+    def _settled(self, task: asyncio.Task[None]) -> None:
+        del task
+        self.task = None
+        if self._closed:
+            self._owner.released(self)
 
     def take(self) -> list[bytes]:
         """Take the items that may leave now."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import heapq
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from dynamo_core.clock import Clock
@@ -136,3 +136,19 @@ async def result_within(clock: Clock, timeout_s: float, waiting: Coroutine[Any, 
         for task in (work, limit):
             task.cancel()
         await asyncio.gather(work, limit, return_exceptions=True)
+
+
+async def cancelled_within(clock: Clock, timeout_s: float, tasks: Iterable[asyncio.Future[Any]]) -> bool:
+    """Cancel tasks and wait for at most ``timeout_s`` until they have ended; return whether all have.
+
+    Whoever closes must come to an end, whatever the libraries below do with a cancellation: a task that does not end
+    is left to the loop.
+    """
+    pending = [task for task in tasks if not task.done()]
+    for task in pending:
+        task.cancel()
+    return not pending or await wait_within(clock, timeout_s, _all_done(pending))
+
+
+async def _all_done(tasks: list[asyncio.Future[Any]]) -> None:
+    await asyncio.wait(tasks)

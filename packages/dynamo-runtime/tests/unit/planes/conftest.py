@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -31,7 +33,21 @@ CHILD = Path(__file__).with_name("child.py")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop, "uvloop": UvLoop}
+
+
+class UvLoop(uvloop.Loop):
+    """uvloop, whose ``close`` returns though warnings are errors.
+
+    It warns of each handle that a failed test left open. Where the warning is an error, the handle stays open, and
+    ``close`` waits for it for ever.
+    """
+
+    def close(self) -> None:
+        """Close the loop with all that is open."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", ResourceWarning)
+            super().close()
 
 
 class Child:
@@ -152,11 +168,13 @@ class Proxy:
     Attributes:
         port: Where it listens.
         delay_s: Wait before each piece that passes.
+        held: Pieces that had to wait because of ``cut``.
     """
 
     def __init__(self, target: int) -> None:
         self.port = 0
         self.delay_s = 0.0
+        self.held = 0
         self._target = target
         self._open = asyncio.Event()
         self._open.set()
@@ -210,6 +228,7 @@ class Proxy:
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
+                self.held += not self._open.is_set()
                 await self._open.wait()
                 await asyncio.sleep(self.delay_s)
                 sink.write(data)
@@ -295,9 +314,14 @@ class Server:
             time.sleep(0.01)
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send it a signal; one that stops it has stopped all its threads when this returns."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            give_up_at = time.monotonic() + 20
+            while not _stopped(self._process.pid):
+                assert time.monotonic() < give_up_at
+                time.sleep(0.001)
 
     def kill(self) -> None:
         """Kill it. Idempotent."""
@@ -395,3 +419,8 @@ def _free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", 15_000 + secrets.randbelow(15_000)))
             return int(probe.getsockname()[1])
+
+
+def _stopped(pid: int) -> bool:
+    states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()]
+    return set(states) == {"T"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from dynamo_core.clock import SystemClock
 from dynamo_core.discovery import RecordDeleted, RecordPut, WatchEvent, WatchSynced
@@ -30,11 +32,23 @@ FAST: dict[str, object] = {
 }
 
 
+OPENED: list[EtcdDiscovery] = []
+
+
 async def opened(place: str, **options: object) -> EtcdDiscovery:
     target, metrics = etcd_target(f"etcd://{place}", {**FAST, **options})
     discovery = EtcdDiscovery(target, clock=SystemClock(), metrics=metrics)
+    OPENED.append(discovery)
     await discovery.start()
     return discovery
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def _everything_closed() -> AsyncIterator[None]:
+    """A test that fails midway leaves no client behind."""
+    yield
+    while OPENED:
+        await OPENED.pop().close()
 
 
 class Reader:
@@ -189,6 +203,21 @@ async def test_silent_connection_is_noticed_and_replaced(shared_etcd: Any, proxy
     await until(lambda: reader.view == {"a/1": b"x"} and far.status().connected)
     await near.close()
     await far.close()
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")
+async def test_close_comes_to_an_end_though_the_last_write_never_leaves(
+    shared_etcd: Any, proxy: Any, until: Any
+) -> None:
+    between = await proxy(shared_etcd.port)
+    discovery = await opened(f"127.0.0.1:{between.port}", request_timeout_s=60.0, probe_interval_s=60.0)
+    await discovery.lease()
+    between.cut()
+    writing = asyncio.create_task(discovery.put("a/1", bytes(32 << 20)))
+    await until(lambda: between.held)
+    await asyncio.wait_for(discovery.close(), 20)
+    writing.cancel()
+    between.heal()
 
 
 async def test_stopped_server_makes_the_client_go_to_another(shared_etcd: Any, own_etcd: Any, until: Any) -> None:

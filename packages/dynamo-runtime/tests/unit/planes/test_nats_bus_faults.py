@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import Any
 
 import pytest
@@ -70,3 +71,14 @@ async def test_event_over_the_limit_of_the_server_is_refused(shared_nats: Any) -
     await bus.close()
     with pytest.raises(UnavailableError, match="closed"):
         await bus.publisher(TOPIC)
+
+
+async def test_close_comes_to_an_end_though_nats_takes_nothing(own_nats: Any) -> None:
+    bus = await opened(own_nats)
+    publisher = await bus.publisher(TOPIC)
+    await bus.subscribe(TOPIC)
+    own_nats.signal(signal.SIGSTOP)
+    for number in range(64):
+        publisher.publish(b"%d" % number + bytes(500_000))
+    await asyncio.wait_for(bus.close(), 20)
+    own_nats.signal(signal.SIGCONT)
