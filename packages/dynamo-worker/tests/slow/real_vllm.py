@@ -48,6 +48,7 @@ ARGUMENTS = {
     "num_gpu_blocks_override": 96,
     "max_model_len": 1024,
     "max_num_seqs": 16,
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
 PROMPT = [3 + 7 * index % 900 for index in range(100)]
 
