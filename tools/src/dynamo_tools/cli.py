@@ -21,6 +21,7 @@ from dynamo_tools.verbs import (
     readme,
     release,
     semver,
+    slow,
     stranger,
     surface,
     test,
@@ -65,6 +66,7 @@ VERBS: tuple[Verb, ...] = (
     release,
     compat,
     stranger,
+    slow,
     bench,
 )
 

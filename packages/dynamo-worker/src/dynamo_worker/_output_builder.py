@@ -30,6 +30,7 @@ class Delta:
         logprobs: One entry a token, or none.
         text: New text, from engines that give text.
         finish: The engine's word for the end (``stop``, ``length``, ...), if this is the end.
+        is_end_token_last: Whether the last token is what ended it, for engines that know; it is not output then.
     """
 
     choice: int = 0
@@ -37,6 +38,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     text: str | None = None
     finish: str | None = None
+    is_end_token_last: bool = False
 
 
 class OutputBuilder:
@@ -140,6 +142,6 @@ class OutputBuilder:
         last = delta.token_ids[-1]
         if last in self._stop_ids:
             return FinishReason.STOP, last, count - 1
-        if last in self._eos_ids:
+        if last in self._eos_ids or delta.is_end_token_last:
             return FinishReason.EOS, last, count - 1
         return reason, None, count

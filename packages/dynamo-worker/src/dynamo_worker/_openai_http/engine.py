@@ -125,8 +125,8 @@ class OpenAIHttpEngine:
         # The server's numbers are sums over its ranks, which it keeps even.
         samples, total, ranks = self._samples, self._facts.total_kv_blocks or 0, self._settings.data_parallel_size
         used = samples.first("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
-        running = samples.first("vllm:num_requests_running", "sglang:num_running_reqs")
-        waiting = samples.first("vllm:num_requests_waiting", "sglang:num_queue_reqs")
+        running = samples.first("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing")
+        waiting = samples.first("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred")
         return ReportedLoad(
             kv_used_blocks=min(total, round((used or 0.0) / ranks * total)),
             kv_total_blocks=total,

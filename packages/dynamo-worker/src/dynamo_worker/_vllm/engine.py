@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.clock import Clock
 from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
-from dynamo_core.enums import Modality, WorkerType
-from dynamo_core.errors import (
-    BackendProtocolError,
-    ConfigurationError,
-    ConflictError,
-    InvalidRequestError,
-    NotFoundError,
-    UnavailableError,
-)
+from dynamo_core.enums import Modality, ModelType, WorkerType
+from dynamo_core.errors import ConfigurationError, InvalidRequestError, UnavailableError
 from dynamo_core.load import ReportedLoad
 from dynamo_core.planes import RequestContext
-from dynamo_core.requests import GenerateChunk, GenerateRequest, PrefillResult, TokenLogprob, TopLogprob
+from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.tokens import token_count, unpack_tokens
 from dynamo_worker._kv_relay.relay import KvEventRelay, rank_endpoint
-from dynamo_worker._output_builder import Delta, OutputBuilder
+from dynamo_worker._output_builder import OutputBuilder
 from dynamo_worker._request_tasks import RequestTasks
 from dynamo_worker._vllm._load_logger import LoadLogger
+from dynamo_worker._vllm._loras import LoraNames
+from dynamo_worker._vllm._outputs import embedding, embedding_chunk, handed_over, to_delta
+from dynamo_worker._vllm._params import ParamsBuilder, copies, raise_if_refused
 from dynamo_worker._vllm._settings import VllmSettings
 
-HANDOFF_KIND = "vllm.kv_transfer_params.v1"
 _WORKER_TYPES = {"agg": WorkerType.AGGREGATED, "prefill": WorkerType.PREFILL, "decode": WorkerType.DECODE}
-_REMOTE_DECODE = {"do_remote_decode": True, "do_remote_prefill": False}
-_SAMPLING = (
-    "n",
-    "temperature",
-    "top_p",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-)
-_CONSTRAINTS = ("json", "regex", "choice", "grammar", "structural_tag")
+_GENERATES = ("guided_decoding", "logit_bias", "logprobs", "lora", "min_p", "n", "penalties", "seed", "top_k")
 
 
 class VllmEngine:
@@ -60,10 +43,10 @@ class VllmEngine:
     def __init__(self, settings: VllmSettings) -> None:
         self._settings = settings
         self._llm: Any = None
-        self._vllm: Any = None
+        self._params: ParamsBuilder | None = None
         self._tasks = RequestTasks(self._stream)
         self._load = LoadLogger()
-        self._loras: dict[str, Any] = {}
+        self._loras = LoraNames()
         self._relays: list[KvEventRelay] = []
         self._endpoints = (settings.kv_events_endpoint, settings.kv_events_replay_endpoint)
         self._folder = ""
@@ -71,6 +54,7 @@ class VllmEngine:
         self._context_length = 0
         self._block_size = 0
         self._total_blocks = 0
+        self._pools = False
 
     @classmethod
     def from_args(cls, args: Sequence[str]) -> VllmEngine:
@@ -88,15 +72,17 @@ class VllmEngine:
             ConfigurationError: if vLLM is not installed, or refuses its arguments.
         """
         self._clock = context.clock
-        self._vllm = _import_vllm()
+        vllm = _import_vllm()
         try:
-            arguments = self._vllm.AsyncEngineArgs(**self._engine_args())
-            async_llm = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM
-            self._llm = async_llm.from_engine_args(arguments, stat_loggers=[self._load.for_engine])
+            arguments = vllm.AsyncEngineArgs(**self._engine_args())
+            self._llm = await asyncio.to_thread(self._load_model, arguments)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"vLLM refuses its arguments: {error}; see --vllm-args") from error
         self._tasks = RequestTasks(self._stream)
-        return self._config()
+        config = self._config()
+        is_prefill = self._settings.disaggregation_mode == "prefill"
+        self._params = ParamsBuilder(vllm, context_length=self._context_length, is_prefill=is_prefill)
+        return config
 
     def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
         """Accept a request whose chunks are pushed; raises as ``generate``."""
@@ -160,27 +146,22 @@ class VllmEngine:
             else ReportedLoad(kv_total_blocks=self._total_blocks)
         )
 
+    async def clear_kv_blocks(self) -> int:
+        """Empty vLLM's prefix cache, unless blocks are in use; return how many blocks that was at most."""
+        used = self._load.of(0, self._total_blocks).kv_used_blocks
+        return self._total_blocks - used if await self._require_llm().reset_prefix_cache() else 0
+
     async def load_lora(self, name: str, path: str) -> None:
         """Load an adapter. Raises as ``SupportsLora`` says."""
-        if name in self._loras:
-            raise ConflictError(f"the adapter name {name!r} is taken; unload it first", param="lora_name")
-        if not (Path(path) / "adapter_config.json").is_file():
-            raise NotFoundError(f"{path} has no LoRA adapter", param="path")
-        request_type = importlib.import_module("vllm.lora.request").LoRARequest
-        lora = request_type(name, max((item.lora_int_id for item in self._loras.values()), default=0) + 1, path)
-        await self._require_llm().add_lora(lora)
-        self._loras[name] = lora
+        await self._loras.load(name, path, self._require_llm().add_lora)
 
     async def unload_lora(self, name: str) -> None:
         """Unload an adapter; vLLM finishes its running requests."""
-        lora = self._loras.pop(name, None)
-        if lora is None:
-            raise NotFoundError(f"no adapter is named {name!r}", param="lora_name")
-        await self._require_llm().remove_lora(lora.lora_int_id)
+        await self._loras.unload(name, self._require_llm().remove_lora)
 
     async def list_loras(self) -> list[str]:
         """Names of loaded adapters."""
-        return sorted(self._loras)
+        return self._loras.names
 
     async def sleep(self, level: int = 1) -> None:
         """Give memory back."""
@@ -191,19 +172,26 @@ class VllmEngine:
         await self._require_llm().wake_up()
 
     async def _stream(self, request: GenerateRequest, output: OutputBuilder) -> AsyncIterator[GenerateChunk]:
-        cached, handoff = 0, None
-        async for result in self._results(request, output):
-            cached = result.num_cached_tokens or cached
-            handoff = getattr(result, "kv_transfer_params", None) or handoff
-            for part in result.outputs:
-                chunk = output.take(_delta(part, request))
-                if chunk is not None:
-                    yield chunk
+        if request.modality is Modality.EMBEDDING:
+            yield await self._embed(request, output)
+            return
+        cached, handoff, times = 0, None, copies(request)
+        params = self._require_params().sampling(request, output.end_token_ids)
+        async with aclosing(self._results(request, params)) as results:
+            async for result in results:
+                cached = result.num_cached_tokens or cached
+                handoff = getattr(result, "kv_transfer_params", None) or handoff
+                for part in result.outputs:
+                    for choice in range(times) if times > 1 else (part.index,):
+                        chunk = output.take(to_delta(part, request, choice=choice))
+                        if chunk is not None:
+                            yield chunk
         last = output.close(cached_tokens=cached)
         if last is not None:
-            yield self._handed_over(last, handoff) if self._settings.disaggregation_mode == "prefill" else last
+            is_prefill = self._settings.disaggregation_mode == "prefill"
+            yield handed_over(last, handoff, cached) if is_prefill else last
 
-    async def _results(self, request: GenerateRequest, output: OutputBuilder) -> AsyncIterator[Any]:
+    async def _results(self, request: GenerateRequest, params: Any) -> AsyncGenerator[Any, None]:
         llm = self._require_llm()
         prompt: dict[str, Any] = {"prompt_token_ids": list(unpack_tokens(request.token_ids))}
         if request.routing.cache_salt:
@@ -211,102 +199,74 @@ class VllmEngine:
         options: dict[str, Any] = {"priority": request.routing.priority}
         if request.routing.dp_rank is not None:
             options["data_parallel_rank"] = request.routing.dp_rank
-        if lora := self._lora_of(request):
-            options["lora_request"] = self._loras[lora]
-        params = self._params(request, output)
+        if lora := self._loras.of(request):
+            options["lora_request"] = lora
         try:
             async with aclosing(llm.generate(prompt, params, request.request_id, **options)) as results:
                 async for result in results:
                     yield result
-        except ValueError as error:
-            raise InvalidRequestError(f"vLLM refuses the request: {error}") from error
         except Exception as error:
-            if not llm.errored:
-                raise
+            self._raise_known(error)
+            raise
+
+    async def _embed(self, request: GenerateRequest, output: OutputBuilder) -> GenerateChunk:
+        packed = [part.data for part in request.parts] or [request.token_ids]
+        found = await asyncio.gather(*(self._encode(request, data, index) for index, data in enumerate(packed)))
+        parts = [embedding(result.outputs.data, index=index) for index, result in enumerate(found)]
+        chunk = embedding_chunk(parts, sum(map(token_count, packed)), output)
+        assert chunk is not None  # the one choice of an embedding has just ended
+        return chunk
+
+    async def _encode(self, request: GenerateRequest, packed: Any, index: int) -> Any:
+        prompt = {"prompt_token_ids": list(unpack_tokens(packed))}
+        result = None
+        try:
+            stream = self._require_llm().encode(
+                prompt, self._require_params().pooling(), f"{request.request_id}-{index}"
+            )
+            async with aclosing(stream) as results:
+                async for item in results:
+                    result = item
+        except Exception as error:
+            self._raise_known(error)
+            raise
+        return result
+
+    def _raise_known(self, error: Exception) -> None:
+        if self._require_llm().errored:
             died = UnavailableError("vLLM has died.", reason="backend.engine_shutdown", diagnostic=repr(error))
             raise died from error
-
-    def _handed_over(self, last: GenerateChunk, parameters: Any) -> GenerateChunk:
-        result = PrefillResult({"kind": HANDOFF_KIND, "kv_transfer_params": parameters}, cached_tokens=0)
-        return msgspec.structs.replace(last, handoff=result)
-
-    def _params(self, request: GenerateRequest, output: OutputBuilder) -> Any:
-        sampling, stop, wanted = request.sampling, request.stop, request.output
-        fields: dict[str, Any] = {name: getattr(sampling, name) for name in _SAMPLING}
-        fields |= {
-            "top_k": max(0, sampling.top_k),
-            "stop_token_ids": output.end_token_ids,
-            "ignore_eos": stop.ignore_eos,
-            "max_tokens": self._max_tokens(request),
-            "min_tokens": max(0, stop.min_tokens - request.accepted_tokens),
-            "logprobs": wanted.logprobs,
-            "skip_special_tokens": wanted.skip_special_tokens,
-            "detokenize": False,
-            "output_kind": self._vllm.sampling_params.RequestOutputKind.DELTA,
-            "logit_bias": dict(sampling.logit_bias) or None,
-            "allowed_token_ids": list(sampling.allowed_token_ids) or None,
-            **self._constraint(request),
-        }
-        if transfer := self._transfer_params(request):
-            fields["extra_args"] = {"kv_transfer_params": transfer}
-        try:
-            return self._vllm.SamplingParams(**fields)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequestError(f"vLLM refuses the sampling options: {error}", param="sampling") from error
-
-    def _max_tokens(self, request: GenerateRequest) -> int:
-        if self._settings.disaggregation_mode == "prefill":
-            return 1
-        if request.stop.max_tokens is not None:
-            return request.stop.max_tokens - request.accepted_tokens
-        return self._context_length - token_count(request.token_ids)
-
-    def _constraint(self, request: GenerateRequest) -> dict[str, Any]:
-        guided = request.sampling.guided
-        if guided is None:
-            return {}
-        given = {name: getattr(guided, name) for name in _CONSTRAINTS if getattr(guided, name) not in (None, ())}
-        if "choice" in given:
-            given["choice"] = list(given["choice"])
-        module = self._vllm.sampling_params
-        if hasattr(module, "StructuredOutputsParams"):
-            return {"structured_outputs": module.StructuredOutputsParams(**given)}
-        return {"guided_decoding": module.GuidedDecodingParams(**given)}
-
-    def _transfer_params(self, request: GenerateRequest) -> dict[str, Any] | None:
-        if self._settings.disaggregation_mode == "prefill":
-            return dict(_REMOTE_DECODE)
-        if request.handoff is None:
-            return None
-        if request.handoff.parameters.get("kind") != HANDOFF_KIND:
-            raise BackendProtocolError(
-                f"the hand-off is {request.handoff.parameters.get('kind')!r}, vLLM takes {HANDOFF_KIND!r}; "
-                "use prefill and decode workers of one engine"
-            )
-        return request.handoff.parameters["kv_transfer_params"]
-
-    def _lora_of(self, request: GenerateRequest) -> str:
-        return request.routing.lora or (request.model if request.model in self._loras else "")
+        raise_if_refused(error)
 
     def _require_servable(self, request: GenerateRequest) -> None:
         self._require_llm()
-        count = token_count(request.token_ids)
-        if request.modality is not Modality.TEXT or request.parts:
-            raise InvalidRequestError("this engine takes token prompts only", param="modality")
-        if not count or count >= self._context_length:
-            raise InvalidRequestError(
-                f"token_ids has {count} tokens; give 1 to {self._context_length - 1}", param="token_ids"
-            )
+        wanted = Modality.EMBEDDING if self._pools else Modality.TEXT
+        if request.modality is not wanted or (request.parts and not self._pools):
+            raise InvalidRequestError(f"this engine takes token prompts for {wanted.value} only", param="modality")
+        for packed in [part.data for part in request.parts] or [request.token_ids]:
+            if not 0 < token_count(packed) < self._context_length:
+                raise InvalidRequestError(
+                    f"token_ids has {token_count(packed)} tokens; give 1 to {self._context_length - 1}",
+                    param="token_ids",
+                )
         if request.sampling.n > 1 and request.accepted_tokens:
             raise InvalidRequestError("a continuation has one choice; continue each alone", param="n")
-        lora = self._lora_of(request)
-        if lora and lora not in self._loras:
-            raise NotFoundError(f"no adapter is named {lora!r}", param="lora")
+        self._loras.of(request)
+
+    def _require_params(self) -> ParamsBuilder:
+        self._require_llm()
+        assert self._params is not None  # made when the model was loaded
+        return self._params
 
     def _require_llm(self) -> Any:
         if self._llm is None:
             raise UnavailableError("the engine is not started", reason="backend.engine_shutdown")
         return self._llm
+
+    def _load_model(self, arguments: Any) -> Any:
+        # On a thread: weights take seconds to minutes, and the process answers health checks meanwhile.
+        async_llm = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM
+        return async_llm.from_engine_args(arguments, stat_loggers=[self._load.for_engine])
 
     def _engine_args(self) -> dict[str, Any]:
         settings = self._settings
@@ -330,13 +290,17 @@ class VllmEngine:
         self._block_size = int(config.cache_config.block_size)
         self._total_blocks = int(config.cache_config.num_gpu_blocks or 0)
         caching = bool(config.cache_config.enable_prefix_caching)
+        self._pools = getattr(config.model_config, "runner_type", "generate") == "pooling"
         return EngineConfig(
             model=settings.served_model_name or Path(settings.model).name,
             model_path=settings.model if Path(settings.model).is_dir() else "",
             context_length=self._context_length,
             kv_block_size=self._block_size if caching and settings.kv_events else 0,
+            eos_token_ids=_eos_token_ids(config.model_config),
             worker_type=_WORKER_TYPES[settings.disaggregation_mode],
-            capabilities=("guided_decoding", "logprobs", "lora", "min_p", "n", "penalties", "seed", "top_k"),
+            model_types=(ModelType.EMBEDDING,) if self._pools else (ModelType.CHAT, ModelType.COMPLETIONS),
+            output_modalities=(Modality.EMBEDDING if self._pools else Modality.TEXT,),
+            capabilities=() if self._pools else _GENERATES,
             runtime_config=ModelRuntimeConfig(
                 total_kv_blocks=self._total_blocks or None,
                 max_num_seqs=int(config.scheduler_config.max_num_seqs),
@@ -355,17 +319,11 @@ def _import_vllm() -> Any:
         ) from error
 
 
-def _delta(part: Any, request: GenerateRequest) -> Delta:
-    tokens = list(part.token_ids)
-    logprobs = ()
-    if request.output.logprobs is not None and part.logprobs:
-        logprobs = tuple(
-            _logprob(token, entry, request.output.logprobs) for token, entry in zip(tokens, part.logprobs, strict=True)
-        )
-    return Delta(part.index, tokens, logprobs, finish=part.finish_reason)
-
-
-def _logprob(token: int, entry: Mapping[int, Any], count: int) -> TokenLogprob:
-    best = sorted(entry.items(), key=lambda item: -item[1].logprob)
-    top = tuple(TopLogprob(other, value.logprob) for other, value in best[:count])
-    return TokenLogprob(token, entry[token].logprob, top)
+def _eos_token_ids(model_config: Any) -> tuple[int, ...]:
+    configured = getattr(getattr(model_config, "hf_text_config", None), "eos_token_id", None)
+    read = getattr(model_config, "try_get_generation_config", dict[str, Any])
+    generation = (read() or {}).get("eos_token_id")
+    found: list[int] = []
+    for value in (configured, generation):
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(dict.fromkeys(found))

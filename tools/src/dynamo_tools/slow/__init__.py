@@ -1,0 +1,1 @@
+"""Jobs on real engines, each in an environment of its own."""
