@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--rate-scale", type=float, default=1.0, help="times the trace's requests (default: 1)")
     simulate.add_argument("--day", action="store_true", help="replay the trace for 24 rounds with a day's pattern")
     simulate.add_argument("--speedup", type=float, default=1.0, help="of the simulated engine (default: 1)")
+    simulate.add_argument("--step-tokens", type=int, default=2048, help="prompt tokens of a step (default: 2048)")
+    simulate.add_argument("--held-out", action="store_true", help="choose on the first half, judge by the second")
     simulate.add_argument("--startup-s", type=float, default=60.0, help="seconds from ask to ready (default: 60)")
     simulate.add_argument("--interval-s", type=float, default=10.0, help="seconds between decisions (default: 10)")
     simulate.add_argument("--seed", type=int, default=0, help="of the copies that scaling makes (default: 0)")
@@ -74,13 +76,17 @@ def _simulate(options: argparse.Namespace) -> str:
     if options.day:
         trace = trace.as_day(seed=options.seed)
     world = FleetOptions(
-        AnalyticTiming(options.speedup),
+        AnalyticTiming(options.speedup, max_batched_tokens=options.step_tokens),
         parse_slo(options.slo),
         startup_s=options.startup_s,
         interval_s=options.interval_s,
         max_replicas=options.budget,
     )
-    study = studies.run_study(trace, world, studies.planner_settings(world, budget=options.budget))
+    past = None
+    if options.held_out:
+        middle_s = trace.duration_s / 2
+        past, trace = trace.between(0.0, middle_s), trace.between(middle_s, math.inf)
+    study = studies.run_study(trace, world, studies.planner_settings(world, budget=options.budget), past=past)
     return _reported(options.html, studies.table(study), lambda: simulation_report(trace, study, title=_title(options)))
 
 

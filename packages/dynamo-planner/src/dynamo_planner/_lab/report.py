@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from dynamo_planner._lab.backtest import Score
-from dynamo_planner._lab.simulate import Study
+from dynamo_planner._lab.simulate import Study, equal_text
 from dynamo_planner._trace import Trace
 
 WIDTH, HEIGHT, MARGIN = 860, 240, 44
@@ -38,18 +38,19 @@ def simulation_report(trace: Trace, study: Study, *, title: str) -> str:
             f"{result.outcome.attained:.2%}",
             f"{result.outcome.gpu_hours:.2f}",
             f"{result.outcome.gpu_hours / study.bound_gpu_hours:.2f}",
+            equal_text(result, study),
             str(result.outcome.changes),
             result.setting,
         )
         for result in study.results
     ]
-    head = ("policy", "attained", "GPU-hours", "of lower bound", "changes", "setting")
+    head = ("policy", "attained", "GPU-hours", "of lower bound", "at equal attainment", "changes", "setting")
     decisions = [decision for result in study.results for decision in result.outcome.decisions]
     changed = [decision for decision in decisions if decision.replicas != decision.previous][:MAX_DECISIONS]
     told = [(f"{item.at_s:.0f} s", _counts(item.replicas), item.reason, item.explanation) for item in changed]
     body = (
-        _table(head, rows)
-        + f"<p>Lower bound: {study.bound_gpu_hours:.2f} GPU-hours of work alone.</p>"
+        _table(head, rows) + f"<p>Lower bound: {study.bound_gpu_hours:.2f} GPU-hours of work alone; "
+        f"{study.staffed_gpu_hours:.2f} of whole replicas that take their time to start.</p>"
         + "<h2>Load</h2>"
         + chart(load)
         + "<h2>Replicas</h2>"
