@@ -14,6 +14,7 @@ from dynamo_planner._lab import backtest as backtests
 from dynamo_planner._lab import simulate as studies
 from dynamo_planner._lab.fleet import FleetOptions
 from dynamo_planner._lab.report import backtest_report, simulation_report
+from dynamo_planner._profiler.command import add_profile_command
 from dynamo_planner._record import explain, read_log
 from dynamo_planner._timing import AnalyticTiming
 from dynamo_planner._trace import Floats, Trace, load_trace
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     backtest.add_argument("--quantile", type=float, default=0.9, help="quantile to plan for (default: 0.9)")
     backtest.add_argument("--html", type=Path, help="write the report there")
     backtest.set_defaults(run=_backtest)
+
+    add_profile_command(commands)
 
     told = commands.add_parser("explain", help="tell decisions of a log in words")
     told.add_argument("log", type=Path, help="file of --decision-log")
