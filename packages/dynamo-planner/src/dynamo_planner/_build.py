@@ -71,7 +71,7 @@ def create_planner(
     if by_sla and settings.enable_throughput_scaling:
         throughput = _throughput(settings, make_predictor or predictor_factory(settings), models, slo)
         if settings.warmup_trace is not None:
-            throughput.warm_up(_windows(load_trace(settings.warmup_trace), settings.throughput_interval_s))
+            throughput.warm_up(windows_of(load_trace(settings.warmup_trace), settings.window_s))
     load = None
     if not by_sla or settings.enable_load_scaling:
         load = _load(settings, engine, slo)
@@ -127,7 +127,7 @@ def _either(value: int | None, default: int) -> int:
 def _engine(settings: PlannerSettings) -> _Engine:
     seqs, kv_tokens = settings.engine_max_num_seqs, settings.engine_kv_tokens
     if settings.capacity == "analytic":
-        return _Engine(AnalyticTiming(settings.engine_speedup, kv_tokens, seqs))
+        return _Engine(AnalyticTiming(settings.engine_speedup, kv_tokens, seqs, settings.engine_max_batched_tokens))
     if settings.capacity == "profile":
         return _Engine(ProfileTiming.load(settings.profile_dir, max_num_seqs=seqs))
     if settings.capacity == "learned" or settings.enable_load_scaling:
@@ -156,14 +156,16 @@ def _throughput(
     forecaster = WorkloadForecaster(
         make,
         quantile=settings.planning_quantile,
-        window_s=settings.throughput_interval_s,
+        window_s=settings.window_s,
         idle_s=settings.idle_s,
+        slack_s=slo.ttft_s,
     )
     headroom = Headroom(slo, settings.headroom_min, settings.headroom_max)
-    return ThroughputPart(models, forecaster, slo, window_s=settings.throughput_interval_s, headroom=headroom)
+    return ThroughputPart(models, forecaster, slo, window_s=settings.window_s, headroom=headroom)
 
 
-def _windows(trace: Trace, length_s: float) -> Iterator[TrafficWindow]:
+def windows_of(trace: Trace, length_s: float) -> Iterator[TrafficWindow]:
+    """Yield the whole windows of a recorded trace."""
     prompts, outputs = trace.means(length_s)
     whole = int(trace.duration_s // length_s)
     for rate, prompt, output in list(zip(trace.rates(length_s), prompts, outputs, strict=True))[:whole]:

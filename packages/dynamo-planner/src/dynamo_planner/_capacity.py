@@ -10,7 +10,7 @@ servers as replicas (Erlang's delay formula), which is why ten replicas carry mo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dynamo_core.errors import ConfigurationError
@@ -18,8 +18,9 @@ from dynamo_planner._regress import StepRegression
 from dynamo_planner._timing import TimingModel
 
 MAX_REPLICAS_SEARCHED = 4096
-FULLEST = 0.98
+FULLEST = 0.94
 EPSILON = 1e-9
+STEP_TOKENS = (256, 512, 1024, 2048, 4096, 8192)
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,24 @@ class Workload:
         isl: Mean prompt tokens.
         osl: Mean output tokens.
         cached_share: Share of prompt tokens found in a cache.
+        expected_s: Requests a second without the margin for bursts, if that is known.
     """
 
     requests_s: float
     isl: float = 0.0
     osl: float = 0.0
     cached_share: float = 0.0
+    expected_s: float | None = None
 
     @property
     def new_tokens(self) -> float:
         """Prompt tokens of a request that are computed."""
         return self.isl * (1 - min(max(self.cached_share, 0.0), 1.0))
+
+    def plus(self, requests_s: float) -> Workload:
+        """Return the workload with more requests of the same kind."""
+        expected_s = None if self.expected_s is None else self.expected_s + requests_s
+        return replace(self, requests_s=self.requests_s + requests_s, expected_s=expected_s)
 
 
 @dataclass(frozen=True)
@@ -181,14 +189,17 @@ class AggregatedCapacity:
         """Return the fewest replicas that keep both targets."""
         if workload.requests_s <= 0:
             return Need(0, math.inf)
-        prefill_s = self._timing.prefill_s(workload.new_tokens)
-        batch, step_s, met = operating_point(self._timing, workload, slo.itl_s, prefill_s=prefill_s)
-        rate = batch / max(workload.osl * step_s, prefill_s, EPSILON)
-        by_itl = _ceil(workload.requests_s / rate)
-        # A prompt shares its steps with the decoding requests, so each of its steps lasts longer by theirs.
-        service = prefill_s + self._timing.decode_s(batch, _context(workload))
-        by_ttft, ttft_s, met_ttft = _fewest(workload.requests_s, service, slo, self._cv2)
-        return Need(max(by_itl, by_ttft), rate, ttft_s, step_s, batch, met and met_ttft)
+        # Under load a step carries chunks of several prompts, so a prompt costs its tokens at the size of step at which
+        # they are cheapest; alone, as for its own first token, it costs a step of its own.
+        work_s = workload.new_tokens * cheapest_token_s(self._timing)
+        batch, step_s, met = operating_point(self._timing, workload, slo.itl_s, prefill_s=work_s)
+        rate = batch / max(workload.osl * step_s, work_s, EPSILON)
+        alone_s = self._timing.prefill_s(workload.new_tokens) + self._timing.decode_s(batch, _context(workload))
+        # Bursts are in the planned rate already; the queue of a steady stream is that of the expected one.
+        steady_s = workload.requests_s if workload.expected_s is None else workload.expected_s
+        replicas, ttft_s, met_ttft = _fewest(steady_s, 1 / rate, slo, self._cv2, alone_s=alone_s)
+        replicas = max(replicas, _ceil(workload.requests_s / rate / FULLEST))
+        return Need(replicas, rate, ttft_s, step_s, batch, met and met_ttft)
 
 
 class LearnedCapacity:
@@ -239,16 +250,28 @@ def wait_tail_s(requests_s: float, service_s: float, servers: int, share: float,
     return math.log(waits / (1 - share)) * service_s / (servers - load) * (1 + cv2) / 2
 
 
-def _fewest(requests_s: float, service_s: float, slo: Slo, cv2: float) -> tuple[int, float, bool]:
+def cheapest_token_s(timing: TimingModel) -> float:
+    """Return the least time of a prompt token over all sizes of a step."""
+    return min(timing.prefill_s(size) / size for size in STEP_TOKENS)
+
+
+def _fewest(
+    requests_s: float, service_s: float, slo: Slo, cv2: float, *, alone_s: float | None = None
+) -> tuple[int, float, bool]:
+    """Return the fewest servers whose first tokens are in time, their time, and whether they are.
+
+    ``service_s`` is what a request costs a server; ``alone_s`` is its first token without any queue, if that differs.
+    """
     share = slo.percentile / 100
+    first_s = service_s if alone_s is None else alone_s
 
     def ttft(servers: int) -> float:
-        return service_s + wait_tail_s(requests_s, service_s, servers, share, cv2)
+        return first_s + wait_tail_s(requests_s, service_s, servers, share, cv2)
 
     fewest = max(1, _ceil(requests_s * service_s / FULLEST))
-    if service_s > slo.ttft_s:
+    if first_s > slo.ttft_s:
         # No number of replicas helps a prompt that alone takes too long; the least that does not queue up is left.
-        return fewest + (not math.isfinite(ttft(fewest))), service_s, False
+        return fewest + (not math.isfinite(ttft(fewest))), first_s, False
     for servers in range(fewest, MAX_REPLICAS_SEARCHED):
         if ttft(servers) <= slo.ttft_s:
             return servers, ttft(servers), True

@@ -14,6 +14,7 @@ from dynamo_planner._lab import backtest as backtests
 from dynamo_planner._lab import simulate as studies
 from dynamo_planner._lab.fleet import FleetOptions
 from dynamo_planner._lab.report import backtest_report, simulation_report
+from dynamo_planner._profiler.command import add_profile_command
 from dynamo_planner._record import explain, read_log
 from dynamo_planner._timing import AnalyticTiming
 from dynamo_planner._trace import Floats, Trace, load_trace
@@ -43,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--rate-scale", type=float, default=1.0, help="times the trace's requests (default: 1)")
     simulate.add_argument("--day", action="store_true", help="replay the trace for 24 rounds with a day's pattern")
     simulate.add_argument("--speedup", type=float, default=1.0, help="of the simulated engine (default: 1)")
+    simulate.add_argument("--step-tokens", type=int, default=2048, help="prompt tokens of a step (default: 2048)")
+    simulate.add_argument("--held-out", action="store_true", help="choose on the first half, judge by the second")
     simulate.add_argument("--startup-s", type=float, default=60.0, help="seconds from ask to ready (default: 60)")
     simulate.add_argument("--interval-s", type=float, default=10.0, help="seconds between decisions (default: 10)")
     simulate.add_argument("--seed", type=int, default=0, help="of the copies that scaling makes (default: 0)")
@@ -56,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     backtest.add_argument("--quantile", type=float, default=0.9, help="quantile to plan for (default: 0.9)")
     backtest.add_argument("--html", type=Path, help="write the report there")
     backtest.set_defaults(run=_backtest)
+
+    add_profile_command(commands)
 
     told = commands.add_parser("explain", help="tell decisions of a log in words")
     told.add_argument("log", type=Path, help="file of --decision-log")
@@ -74,13 +79,17 @@ def _simulate(options: argparse.Namespace) -> str:
     if options.day:
         trace = trace.as_day(seed=options.seed)
     world = FleetOptions(
-        AnalyticTiming(options.speedup),
+        AnalyticTiming(options.speedup, max_batched_tokens=options.step_tokens),
         parse_slo(options.slo),
         startup_s=options.startup_s,
         interval_s=options.interval_s,
         max_replicas=options.budget,
     )
-    study = studies.run_study(trace, world, studies.planner_settings(world, budget=options.budget))
+    past = None
+    if options.held_out:
+        middle_s = trace.duration_s / 2
+        past, trace = trace.between(0.0, middle_s), trace.between(middle_s, math.inf)
+    study = studies.run_study(trace, world, studies.planner_settings(world, budget=options.budget), past=past)
     return _reported(options.html, studies.table(study), lambda: simulation_report(trace, study, title=_title(options)))
 
 

@@ -13,7 +13,7 @@ from dynamo_planner._capacity import Slo
 from dynamo_planner._observe import TrafficWindow
 
 GROW = 1.1
-SHRINK = 0.98
+SHRINK_PER_MINUTE = 0.96
 FEWEST_SAMPLES = 20
 
 
@@ -34,9 +34,14 @@ class Headroom:
     most: float = 2.0
     factor: float = 1.0
     missed: float = 0.0
+    _wait_s: float = 0.0
 
-    def update(self, window: TrafficWindow) -> float:
-        """Take a window's latencies and return the factor."""
+    def update(self, window: TrafficWindow, startup_s: float = 0.0) -> float:
+        """Take a window's latencies and return the factor.
+
+        What was asked for after the last misses serves only after a start-up; until then misses say nothing new.
+        """
+        self._wait_s -= window.seconds
         samples = max(len(window.ttft_s), len(window.itl_s))
         if samples < FEWEST_SAMPLES:
             return self.factor
@@ -45,7 +50,9 @@ class Headroom:
         self.missed = max(late, slow)
         allowed = 1 - self.slo.percentile / 100
         if self.missed > allowed:
-            self.factor = min(self.most, self.factor * GROW)
+            if self._wait_s <= 0:
+                self.factor = min(self.most, self.factor * GROW)
+                self._wait_s = startup_s + window.seconds
         elif self.missed <= allowed / 2:
-            self.factor = max(self.least, self.factor * SHRINK)
+            self.factor = max(self.least, self.factor * SHRINK_PER_MINUTE ** (window.seconds / 60))
         return self.factor

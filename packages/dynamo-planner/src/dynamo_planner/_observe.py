@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dynamo_core.planning import TrafficStats
+import msgspec
+
+from dynamo_core.load import ReportedLoad
+from dynamo_core.planning import Observation, PoolState, TrafficStats
 
 MAX_SAMPLES = 2048
 
@@ -63,6 +67,44 @@ class WindowBuilder:
     def reset(self) -> None:
         """Drop the window that is being built."""
         self._parts, self._seconds = [], 0.0
+
+
+class Arrivals:
+    """Counts requests as they arrive, where frontends report them once they end.
+
+    What arrived is what ended plus the growth of what is in flight. That is known while the same workers report; when
+    one leaves, or a report is missing, what ended has to do.
+    """
+
+    def __init__(self) -> None:
+        self._workers: frozenset[str] = frozenset()
+        self._in_flight = 0
+
+    def counted(self, stats: TrafficStats, observation: Observation, pools: Mapping[str, PoolState]) -> TrafficStats:
+        """Return the report with its sums scaled to the requests that arrived."""
+        workers, before = frozenset(observation.loads), self._workers
+        in_flight, was = sum(_in_flight(load) for load in observation.loads.values()), self._in_flight
+        self._workers, self._in_flight = workers, in_flight
+        leaving = any(pool.draining for pool in pools.values())
+        if not stats.requests or "loads" in observation.stale or leaving or not workers or not before <= workers:
+            return stats
+        arrived = max(0, stats.requests + in_flight - was)
+        share = arrived / stats.requests
+        return msgspec.structs.replace(
+            stats,
+            requests=arrived,
+            prompt_tokens=round(stats.prompt_tokens * share),
+            output_tokens=round(stats.output_tokens * share),
+            cached_tokens=round(stats.cached_tokens * share),
+        )
+
+    def reset(self) -> None:
+        """Forget what was in flight."""
+        self._workers, self._in_flight = frozenset(), 0
+
+
+def _in_flight(load: ReportedLoad) -> int:
+    return max(0, load.active_requests) + max(0, load.waiting_requests)
 
 
 def usable(stats: TrafficStats) -> bool:

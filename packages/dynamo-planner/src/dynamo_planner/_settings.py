@@ -36,7 +36,7 @@ class PlannerSettings(DynamoSettings):
 
     load_predictor: str = Field("auto", description="Forecaster plug-in.")
     load_predictor_log1p: bool = Field(False, description="Forecast log(1 + x).")
-    planning_quantile: float = Field(0.9, gt=0, lt=1, description="Quantile of the forecast rate to plan for.")
+    planning_quantile: float = Field(0.97, gt=0, lt=1, description="Share of bursts above the forecast to plan for.")
     warmup_trace: Path | None = Field(None, description="Trace whose request rate the forecasters start from.")
 
     capacity: Literal["rate", "analytic", "profile", "learned"] = Field(
@@ -52,6 +52,7 @@ class PlannerSettings(DynamoSettings):
     engine_speedup: float = Field(1.0, gt=0, allow_inf_nan=False, description="Analytic: divides every step time.")
     engine_kv_tokens: float = Field(1_048_576, gt=0, allow_inf_nan=False, description="KV tokens of one engine.")
     engine_max_num_seqs: int = Field(256, ge=1, description="Requests that one engine runs at once.")
+    engine_max_batched_tokens: int = Field(8192, ge=1, description="Analytic: prompt tokens of one step.")
     prompt_cv2: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Squared coefficient of variation of prompt times."
     )
@@ -79,7 +80,10 @@ class PlannerSettings(DynamoSettings):
 
     interval_s: float = Field(10.0, gt=0, allow_inf_nan=False, description="Seconds between decisions.")
     throughput_interval_s: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="Seconds of traffic that make one point of the forecast."
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds of traffic that make one point of the forecast; the interval if that is longer.",
     )
     stale_after_s: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="Input older than this is missing; the planner then holds."
@@ -119,7 +123,7 @@ class PlannerSettings(DynamoSettings):
             )
         if self.stale_after_s < self.interval_s:
             raise ValueError(f"--stale-after-s {self.stale_after_s} is below --interval-s {self.interval_s}; raise it")
-        if self.throughput_interval_s < self.interval_s:
+        if self.throughput_interval_s < self.interval_s and "throughput_interval_s" in self.model_fields_set:
             raise ValueError(
                 f"--throughput-interval-s {self.throughput_interval_s} is below --interval-s {self.interval_s}; "
                 "raise it"
@@ -127,3 +131,8 @@ class PlannerSettings(DynamoSettings):
         if not (self.enable_throughput_scaling or self.enable_load_scaling):
             raise ValueError("--no-enable-throughput-scaling needs --enable-load-scaling, or nothing would scale")
         return self
+
+    @property
+    def window_s(self) -> float:
+        """Seconds of a window of the forecast, which no tick is longer than."""
+        return max(self.throughput_interval_s, self.interval_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dynamo_core.errors import InvalidRequestError
@@ -10,6 +10,7 @@ from dynamo_core.load import ForwardPassMetrics
 from dynamo_core.planning import Observation, PoolState, ScalingDecision
 from dynamo_planner._budget import Budget
 from dynamo_planner._load import LoadPart
+from dynamo_planner._observe import TrafficWindow
 from dynamo_planner._reasons import HOLDS, Reason
 from dynamo_planner._regress import StepRegression
 from dynamo_planner._throughput import Proposal, ThroughputPart
@@ -117,6 +118,11 @@ class SlaPlanner:
         else:
             self._propose(observation, draft)
         return self._decision(observation, draft)
+
+    def warm_up(self, windows: Iterable[TrafficWindow]) -> None:
+        """Feed recorded traffic to the forecasters."""
+        if self._throughput is not None:
+            self._throughput.warm_up(windows)
 
     def continue_after(self, decision_id: int) -> None:
         """Number the next decision above this one, which a predecessor made."""

@@ -10,11 +10,12 @@ from dynamo_core.planning import Observation, PoolState, TrafficStats, total_tra
 from dynamo_planner._capacity import CapacityModel, Slo
 from dynamo_planner._correct import Headroom
 from dynamo_planner._forecast import WorkloadForecaster, usable
-from dynamo_planner._observe import TrafficWindow, WindowBuilder
+from dynamo_planner._observe import Arrivals, TrafficWindow, WindowBuilder
 from dynamo_planner._observe import usable as true_report
 from dynamo_planner._reasons import Reason
 
 EPSILON = 1e-9
+USUAL_STARTUP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class ThroughputPart:
         self._forecaster = forecaster
         self._slo = slo
         self._builder = WindowBuilder(window_s)
+        self._arrivals = Arrivals()
         self._headroom = headroom
         self._last = Proposal(reason=Reason.INSUFFICIENT_DATA)
 
@@ -65,18 +67,20 @@ class ThroughputPart:
         if traffic is None or "traffic" in observation.stale or not true_report(traffic):
             # A hole must not be bridged: a window over it would spread few requests over too long a time.
             self._builder.reset()
+            self._arrivals.reset()
             return Proposal(reason=Reason.NO_TRAFFIC_DATA)
-        window = self._builder.add(traffic)
+        window = self._builder.add(self._arrivals.counted(traffic, observation, pools))
         if window is not None:
             self._forecaster.observe(window)
-            self._headroom.update(window)
-            self._last = self._plan(window, pools)
+            self._headroom.update(window, _startup_s(pools))
+            self._last = self._plan(window, pools, observation)
         return self._woken(traffic, pools) or self._last
 
     def warm_up(self, windows: Iterable[TrafficWindow]) -> None:
-        """Feed recorded windows to the forecasters."""
+        """Feed recorded windows to the forecasters, which learn their errors from them too."""
         for window in windows:
             self._forecaster.observe(window)
+            self._forecaster.forecast(USUAL_STARTUP_S)
 
     @property
     def idle(self) -> bool:
@@ -86,6 +90,7 @@ class ThroughputPart:
     def reset(self) -> None:
         """Drop the window that is being built."""
         self._builder.reset()
+        self._arrivals.reset()
 
     def _woken(self, traffic: TrafficStats, pools: Mapping[str, PoolState]) -> Proposal | None:
         """Ask for one replica of each role at once when requests meet none."""
@@ -95,11 +100,12 @@ class ThroughputPart:
         self._last = Proposal(asked, Reason.WAKE, {"requests": float(traffic.requests)})
         return self._last
 
-    def _plan(self, window: TrafficWindow, pools: Mapping[str, PoolState]) -> Proposal:
-        startup_s = max((pool.startup_s or 0.0 for pool in pools.values()), default=0.0)
-        forecast = self._forecaster.forecast(startup_s)
+    def _plan(self, window: TrafficWindow, pools: Mapping[str, PoolState], observation: Observation) -> Proposal:
+        forecast = self._forecaster.forecast(_startup_s(pools))
         if not usable(forecast):
             return Proposal(reason=Reason.PREDICT_FAILED)
+        backlog_s = _waiting(observation) / max(self._slo.ttft_s, _startup_s(pools))
+        workload = forecast.workload.plus(backlog_s)
         values = {
             "observed_requests_per_second": window.requests_s,
             "predicted_requests_per_second": forecast.requests_s,
@@ -107,6 +113,7 @@ class ThroughputPart:
             "predicted_input_tokens": forecast.workload.isl,
             "predicted_output_tokens": forecast.workload.osl,
             "predicted_cached_share": forecast.workload.cached_share,
+            "backlog_requests_per_second": backlog_s,
             "horizon_windows": float(forecast.horizon),
             "headroom": self._headroom.factor,
             "missed_share": self._headroom.missed,
@@ -116,7 +123,7 @@ class ThroughputPart:
             model = self._models[role]
             if not model.ready:
                 return Proposal(reason=Reason.MODEL_NOT_READY, values=values)
-            need = model.need(forecast.workload, self._slo)
+            need = model.need(workload, self._slo)
             replicas[role] = math.ceil(need.replicas * self._headroom.factor - EPSILON)
             values[f"{role}.needed_replicas"] = float(need.replicas)
             values[f"{role}.meets_slo"] = float(need.meets_slo)
@@ -124,3 +131,14 @@ class ThroughputPart:
                 if math.isfinite(value) and value > 0:
                     values[f"{role}.engine_{name}"] = value
         return Proposal(replicas, Reason.SCALE, values)
+
+
+def _startup_s(pools: Mapping[str, PoolState]) -> float:
+    return max((pool.startup_s or 0.0 for pool in pools.values()), default=0.0)
+
+
+def _waiting(observation: Observation) -> int:
+    """Return the requests that wait in engines: work that came already and must be done beside what will come."""
+    if "loads" in observation.stale:
+        return 0
+    return sum(max(0, load.waiting_requests) for load in observation.loads.values())

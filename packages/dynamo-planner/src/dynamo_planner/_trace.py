@@ -73,6 +73,18 @@ class Trace:
         with np.errstate(invalid="ignore", divide="ignore"):
             return prompt / counts, output / counts
 
+    def between(self, start_s: float, end_s: float) -> Trace:
+        """Return the requests that arrive from a start until before an end, with the start as time 0.
+
+        Raises:
+            ConfigurationError: if there are none.
+        """
+        first, last = np.searchsorted(self.at_s, [start_s, end_s])
+        if first == last:
+            raise ConfigurationError(f"the trace holds no request between {start_s:g} and {end_s:g} s")
+        rows = slice(int(first), int(last))
+        return Trace(self.at_s[rows] - start_s, self.prompt_tokens[rows], self.output_tokens[rows])
+
     def scaled(self, factor: float, *, seed: int = 0) -> Trace:
         """Return the trace with so many times its requests; copies come within a second of their original."""
         return self._repeated(np.full(len(self), factor), np.zeros(len(self)), seed)

@@ -75,3 +75,11 @@ def test_a_day_rises_and_falls() -> None:
     assert day.duration_s == pytest.approx(10 * trace.duration_s, rel=0.01)
     rates = day.rates(trace.duration_s)
     assert rates[5] > 3 * rates[0]
+
+
+def test_a_part_of_a_trace_starts_at_zero_and_an_empty_part_is_refused() -> None:
+    trace = Trace.of([(0.0, 1.0, 1.0), (5.0, 2.0, 2.0), (9.0, 3.0, 3.0)])
+    part = trace.between(4.0, 9.0)
+    assert (part.at_s.tolist(), part.prompt_tokens.tolist()) == ([1.0], [2.0])
+    with pytest.raises(ConfigurationError, match="no request between"):
+        trace.between(6.0, 8.0)

@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from dynamo_planner._lab.backtest import Score
-from dynamo_planner._lab.simulate import Study
+from dynamo_planner._lab.simulate import Study, equal_text
 from dynamo_planner._trace import Trace
 
 WIDTH, HEIGHT, MARGIN = 860, 240, 44
@@ -38,27 +38,28 @@ def simulation_report(trace: Trace, study: Study, *, title: str) -> str:
             f"{result.outcome.attained:.2%}",
             f"{result.outcome.gpu_hours:.2f}",
             f"{result.outcome.gpu_hours / study.bound_gpu_hours:.2f}",
+            equal_text(result, study),
             str(result.outcome.changes),
             result.setting,
         )
         for result in study.results
     ]
-    head = ("policy", "attained", "GPU-hours", "of lower bound", "changes", "setting")
+    head = ("policy", "attained", "GPU-hours", "of lower bound", "at equal attainment", "changes", "setting")
     decisions = [decision for result in study.results for decision in result.outcome.decisions]
     changed = [decision for decision in decisions if decision.replicas != decision.previous][:MAX_DECISIONS]
     told = [(f"{item.at_s:.0f} s", _counts(item.replicas), item.reason, item.explanation) for item in changed]
     body = (
-        _table(head, rows)
-        + f"<p>Lower bound: {study.bound_gpu_hours:.2f} GPU-hours of work alone.</p>"
+        table_of(head, rows) + f"<p>Lower bound: {study.bound_gpu_hours:.2f} GPU-hours of work alone; "
+        f"{study.staffed_gpu_hours:.2f} of whole replicas that take their time to start.</p>"
         + "<h2>Load</h2>"
         + chart(load)
         + "<h2>Replicas</h2>"
         + chart(replicas)
         + "<details><summary>Decisions that changed the fleet</summary>"
-        + _table(("at", "replicas", "reason", "because"), told)
+        + table_of(("at", "replicas", "reason", "because"), told)
         + "</details>"
     )
-    return _page(title, body)
+    return page(title, body)
 
 
 def backtest_report(series: Sequence[float], interval_s: float, scores: Sequence[Score], *, title: str) -> str:
@@ -74,7 +75,7 @@ def backtest_report(series: Sequence[float], interval_s: float, scores: Sequence
         for score in scores
     ]
     head = ("forecaster", "MASE", "pinball", "coverage", "over", "under", "cost")
-    return _page(title, chart(line) + _table(head, rows))
+    return page(title, chart(line) + table_of(head, rows))
 
 
 def chart(lines: Mapping[str, Line]) -> str:
@@ -116,7 +117,8 @@ def _thinned(line: Line) -> Line:
     return [times[start] for start in chunks], [max(values[start : start + stride]) for start in chunks]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table."""
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{body}</table>"
@@ -126,5 +128,6 @@ def _counts(replicas: Mapping[str, int]) -> str:
     return ", ".join(f"{role} {count}" for role, count in replicas.items())
 
 
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """Return a page that needs nothing else."""
     return _PAGE.format(title=html.escape(title), body=body)

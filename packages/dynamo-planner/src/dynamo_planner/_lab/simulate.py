@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 from dynamo_core.planning import Planner
 from dynamo_planner._build import create_planner
-from dynamo_planner._lab.clairvoyant import best_schedule, lower_bound_gpu_hours
+from dynamo_planner._lab.clairvoyant import best_schedule, lower_bound_gpu_hours, staffed_bound_gpu_hours
+from dynamo_planner._lab.compare import Point, chosen_settings, cost_at, warmed_planner
 from dynamo_planner._lab.fleet import FleetOptions, Outcome, SimulatedFleet
 from dynamo_planner._lab.rivals import FixedFleet, HpaRule, KpaRule
 from dynamo_planner._settings import PlannerSettings
 from dynamo_planner._trace import Trace
 
-IN_FLIGHT_TARGETS = (6, 8, 10, 12, 14, 16, 20, 26, 34, 44)
+IN_FLIGHT_TARGETS = (6, 8, 12, 16, 20, 26, 34, 44, 60, 80, 110, 150)
 MOST_SIZES = 12
 
 
@@ -26,11 +27,13 @@ class Result:
         name: The policy.
         outcome: What it gave.
         setting: The setting it was tuned to, in words.
+        equal_gpu_hours: What it costs at the planner's attainment, over its settings; infinite where none attains it.
     """
 
     name: str
     outcome: Outcome
     setting: str = ""
+    equal_gpu_hours: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,18 @@ class Study:
     Attributes:
         results: One for each policy.
         bound_gpu_hours: What no schedule can be below.
+        staffed_gpu_hours: The same of whole replicas that take their time to start.
         share: Attainment that the rivals were tuned to.
     """
 
     results: tuple[Result, ...]
     bound_gpu_hours: float
+    staffed_gpu_hours: float
     share: float
+
+    def of(self, name: str) -> Result:
+        """Return the run of a policy."""
+        return next(result for result in self.results if result.name == name)
 
 
 def planner_settings(options: FleetOptions, *, budget: int, least: int = 1) -> PlannerSettings:
@@ -56,7 +65,7 @@ def planner_settings(options: FleetOptions, *, budget: int, least: int = 1) -> P
             "engine_speedup": options.timing.speedup,
             "engine_kv_tokens": options.timing.max_kv_tokens,
             "engine_max_num_seqs": options.timing.max_num_seqs,
-            "enable_load_scaling": True,
+            "engine_max_batched_tokens": options.timing.max_batched_tokens,
             "ttft_ms": options.slo.ttft_s * 1000,
             "itl_ms": options.slo.itl_s * 1000,
             "slo_percentile": options.slo.percentile,
@@ -64,15 +73,21 @@ def planner_settings(options: FleetOptions, *, budget: int, least: int = 1) -> P
             "max_replicas": budget,
             "interval_s": options.interval_s,
             "stale_after_s": max(60.0, options.interval_s),
-            "throughput_interval_s": max(30.0, options.interval_s),
+            "throughput_interval_s": options.interval_s,
         }
     )
 
 
-def run_study(trace: Trace, options: FleetOptions, settings: PlannerSettings) -> Study:
+def run_study(trace: Trace, options: FleetOptions, settings: PlannerSettings, *, past: Trace | None = None) -> Study:
     """Try the planner, then each rival at the cheapest of its settings that attains the target share.
 
     All start with the fleet that the clairvoyant has at the start, so that nobody pays for a cold start.
+
+    Args:
+        trace: What all are judged by.
+        options: The world.
+        settings: The planner's.
+        past: Recorded traffic that the planner's quantile is chosen on and its forecasters start from; none if omitted.
     """
     share = options.slo.percentile / 100
     least, most = settings.min_replicas, settings.max_replicas
@@ -82,44 +97,79 @@ def run_study(trace: Trace, options: FleetOptions, settings: PlannerSettings) ->
     def run(planner: Planner, *, keep: bool = False) -> Outcome:
         return SimulatedFleet(trace, planner, world, keep_decisions=keep).run()
 
-    ours = Result("planner", run(create_planner(settings), keep=True))
-    fixed_counts = _around(clairvoyant, most)
+    ours = run(_our_planner(settings, options, past), keep=True)
+    tune = _Tuning(run, share, ours.attained)
     rivals = (
-        _cheapest("fixed", lambda count: FixedFleet(int(count)), fixed_counts, (run, share)),
-        _cheapest("HPA-like", lambda target: HpaRule(target, least, most), IN_FLIGHT_TARGETS, (run, share)),
-        _cheapest("KPA-like", lambda target: KpaRule(target, least, most), IN_FLIGHT_TARGETS, (run, share)),
+        tune.cheapest("fixed", lambda count: FixedFleet(int(count)), _around(clairvoyant, most)),
+        tune.cheapest("HPA-like", lambda target: HpaRule(target, least, most), IN_FLIGHT_TARGETS),
+        tune.cheapest("KPA-like", lambda target: KpaRule(target, least, most), IN_FLIGHT_TARGETS),
     )
     schedule = Result("clairvoyant schedule", clairvoyant, f"{factor:.2f} of the true need")
-    return Study((ours, *rivals, schedule), lower_bound_gpu_hours(trace, options, least=least), share)
+    bound = lower_bound_gpu_hours(trace, options, least=least)
+    staffed = staffed_bound_gpu_hours(trace, options, least=least)
+    return Study((Result("planner", ours), *rivals, schedule), bound, staffed, share)
+
+
+def _our_planner(settings: PlannerSettings, options: FleetOptions, past: Trace | None) -> Planner:
+    if past is None:
+        return create_planner(settings)
+    share = options.slo.percentile / 100
+    clairvoyant, _ = best_schedule(past, options, share, least=settings.min_replicas)
+    world = replace(options, initial_replicas=clairvoyant.replicas[0])
+    chosen = chosen_settings(settings, lambda planner: SimulatedFleet(past, planner, world).run(), share)
+    return warmed_planner(chosen, past)
 
 
 def table(study: Study) -> str:
     """Return the study as a table of text."""
-    head = f"{'policy':<22}{'attained':>10}{'GPU-hours':>11}{'of bound':>10}{'changes':>9}  setting"
+    head = (
+        f"{'policy':<22}{'attained':>10}{'GPU-hours':>11}{'of bound':>10}"
+        f"{'at equal attainment':>21}{'changes':>9}  setting"
+    )
     lines = [head, "-" * len(head)]
     for result in study.results:
         outcome = result.outcome
         ratio = outcome.gpu_hours / study.bound_gpu_hours
         lines.append(
             f"{result.name:<22}{outcome.attained:>10.2%}{outcome.gpu_hours:>11.2f}{ratio:>9.2f}x"
-            f"{outcome.changes:>9}  {result.setting}"
+            f"{equal_text(result, study):>21}{outcome.changes:>9}  {result.setting}"
         )
-    lines.append(f"{'lower bound':<22}{'':>10}{study.bound_gpu_hours:>11.2f}{1:>9.2f}x{'':>9}  work alone, no waiting")
+    bounds = (
+        ("staffed lower bound", study.staffed_gpu_hours, "whole replicas that take their time to start"),
+        ("lower bound", study.bound_gpu_hours, "work alone, no waiting"),
+    )
+    for name, hours, told in bounds:
+        ratio = hours / study.bound_gpu_hours
+        lines.append(f"{name:<22}{'':>10}{hours:>11.2f}{ratio:>9.2f}x{'':>21}{'':>9}  {told}")
     return "\n".join(lines)
 
 
-def _cheapest(
-    name: str,
-    make: Callable[[float], Planner],
-    choices: Sequence[float],
-    how: tuple[Callable[[Planner], Outcome], float],
-) -> Result:
-    run, share = how
-    results = [Result(name, run(make(choice)), f"{choice:g} {_UNITS[name]}") for choice in choices]
-    attaining = [result for result in results if result.outcome.attained >= share]
-    if attaining:
-        return min(attaining, key=lambda result: result.outcome.gpu_hours)
-    return max(results, key=lambda result: result.outcome.attained)
+def equal_text(result: Result, study: Study) -> str:
+    """Return what a rival costs at the planner's attainment, as a multiple of the bound."""
+    hours = result.equal_gpu_hours
+    if hours is None:
+        return ""
+    return f"{hours / study.bound_gpu_hours:.2f}x" if math.isfinite(hours) else "never attained"
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """Runs a rival at all its settings."""
+
+    run: Callable[[Planner], Outcome]
+    share: float
+    attained: float
+
+    def cheapest(self, name: str, make: Callable[[float], Planner], choices: Sequence[float]) -> Result:
+        """Return the cheapest run that attains the share, or the one that attains most."""
+        runs = [(self.run(make(choice)), f"{choice:g} {_UNITS[name]}") for choice in choices]
+        equal = cost_at([Point(outcome.attained, outcome.gpu_hours) for outcome, _ in runs], self.attained)
+        attaining = [item for item in runs if item[0].attained >= self.share]
+        if attaining:
+            best = min(attaining, key=lambda item: item[0].gpu_hours)
+        else:
+            best = max(runs, key=lambda item: item[0].attained)
+        return Result(name, *best, equal_gpu_hours=equal)
 
 
 _UNITS = {"fixed": "replicas", "HPA-like": "in flight", "KPA-like": "in flight"}

@@ -15,6 +15,7 @@ from dynamo_planner._predict.series import SeriesPredictor
 
 RESELECT_EVERY = 20
 MUST_BE_BETTER_BY = 0.05
+LONG_WINDOW = 30
 
 
 class AutoPredictor:
@@ -24,7 +25,7 @@ class AutoPredictor:
     known. The choice is looked at every twenty points and changes only for a clear gain, so that it does not flap.
 
     Args:
-        horizon: Horizon the errors are compared at.
+        horizon: Horizon the errors are compared at; the one that was asked for last if omitted.
         period: Points in a season, for the seasonal candidates; 0 for none.
         log1p: Model ``log(1 + x)``.
         candidates: Forecasters to choose from, by name; all that are installed if omitted.
@@ -36,7 +37,7 @@ class AutoPredictor:
     def __init__(
         self,
         *,
-        horizon: int = 1,
+        horizon: int | None = None,
         period: int = 0,
         log1p: bool = False,
         candidates: Mapping[str, SeriesPredictor] | None = None,
@@ -45,6 +46,7 @@ class AutoPredictor:
         if not self.candidates:
             raise ConfigurationError("forecaster 'auto' has no candidates; name at least one")
         self._horizon = horizon
+        self._asked_horizon = 1
         self._points = 0
         self.chosen = next(iter(self.candidates))
 
@@ -58,6 +60,7 @@ class AutoPredictor:
 
     def predict(self, horizon: int = 1) -> float:
         """Return the chosen candidate's forecast."""
+        self._asked_horizon = horizon
         return self.candidates[self.chosen].predict(horizon)
 
     def predict_quantile(self, quantile: float, horizon: int = 1) -> float:
@@ -69,7 +72,8 @@ class AutoPredictor:
         return self.candidates[self.chosen].predict_quantile(quantile, horizon)
 
     def _select(self) -> None:
-        errors = {name: candidate.mean_error(self._horizon) for name, candidate in self.candidates.items()}
+        horizon = self._asked_horizon if self._horizon is None else self._horizon
+        errors = {name: candidate.mean_error(horizon) for name, candidate in self.candidates.items()}
         best = min(errors, key=lambda name: errors[name])
         if errors[best] < errors[self.chosen] * (1 - MUST_BE_BETTER_BY):
             self.chosen = best
@@ -79,6 +83,7 @@ def _installed(period: int, log1p: bool) -> dict[str, SeriesPredictor]:
     found: dict[str, SeriesPredictor] = {
         "constant": ConstantPredictor(log1p=log1p),
         "moving-average": MovingAveragePredictor(log1p=log1p),
+        "moving-average-long": MovingAveragePredictor(window=LONG_WINDOW, log1p=log1p),
         "holt-winters": HoltWintersPredictor(log1p=log1p),
         "kalman": KalmanPredictor(log1p=log1p),
     }

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 from dynamo_core.errors import InvalidRequestError
 
-TRACKED_HORIZONS = (1, 2, 4, 8)
+TRACKED_HORIZONS = (1, 2, 4, 8, 16)
 ERRORS_KEPT = 256
 FEWEST_ERRORS = 10
 MAX_LOG = 700.0

@@ -113,7 +113,7 @@ def test_the_planner_follows_a_surge_for_less_than_the_rules_at_equal_attainment
     assert max(found["planner"].replicas) > 2 * min(found["planner"].replicas)
     assert found["planner"].decisions
     text = table(study)
-    assert text.count("\n") == 7
+    assert text.count("\n") == 8
     assert "HPA-like" in text
 
 

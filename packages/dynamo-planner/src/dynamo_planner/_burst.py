@@ -1,0 +1,74 @@
+"""How far above its forecast demand goes, for how long, and how much of that a queue absorbs.
+
+A forecast of the mean is met or missed by bursts. A burst of ``T`` seconds at rate ``r`` leaves nobody waiting longer
+than ``s`` seconds if the fleet serves ``r * T`` requests in ``T + s``: a short burst needs less than its rate. So the
+rate to plan for is the largest, over lengths of bursts, of a quantile of the mean demand over that length, scaled by
+``T / (T + s)``. The quantiles are those of errors that were really made, as in conformal prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+SPANS = (1, 2, 4, 8, 16, 32, 64)
+ERRORS_KEPT = 360
+FEWEST_ERRORS = 10
+EVENT_DEVIATIONS = 5.0
+TO_SIGMA = 1.4826
+
+
+class BurstEnvelope:
+    """Errors of forecasts made as many windows ahead as a replica takes to start.
+
+    Args:
+        quantile: Share of bursts to plan for.
+        window_s: Seconds of a window.
+        slack_s: Seconds that a request may wait.
+    """
+
+    def __init__(self, quantile: float, window_s: float, slack_s: float) -> None:
+        self._quantile = quantile
+        self._window_s = window_s
+        self._slack_s = max(0.0, slack_s)
+        self._issued: deque[float] = deque()
+        self._errors: deque[float] = deque(maxlen=ERRORS_KEPT)
+
+    def observe(self, demand: float) -> None:
+        """Take the demand of a window, in requests of mean size a second."""
+        if len(self._issued) == self._issued.maxlen:
+            self._errors.append(demand - self._issued[0])
+
+    def issue(self, point: float, horizon: int) -> None:
+        """Remember the forecast for so many windows ahead."""
+        if self._issued.maxlen != horizon:
+            # Errors stay: those of another horizon say more about this series than nothing does.
+            self._issued = deque(maxlen=horizon)
+        self._issued.append(point)
+
+    def planned(self, point: float) -> float:
+        """Return the rate to plan for, at least the forecast."""
+        if len(self._errors) < FEWEST_ERRORS:
+            return point
+        sums = np.cumsum(np.concatenate([[0.0], self._noise(point)]))
+        return max([point, *(self._of_span(point, sums, span) for span in SPANS if span < len(sums))])
+
+    def _noise(self, point: float) -> Floats:
+        """Return the errors without events: a step is answered once, and no room is kept for the next."""
+        errors = np.asarray(self._errors)
+        middle = float(np.median(errors))
+        # The deviation of a series that hardly varies is at least that of chance arrivals.
+        deviation = max(TO_SIGMA * float(np.median(np.abs(errors - middle))), math.sqrt(point / self._window_s))
+        return np.minimum(errors, middle + EVENT_DEVIATIONS * deviation)
+
+    def _of_span(self, point: float, sums: Floats, span: int) -> float:
+        errors = np.sort(sums[span:] - sums[:-span]) / span
+        rank = min(len(errors), math.ceil((len(errors) + 1) * self._quantile))
+        length_s = span * self._window_s
+        return (point + float(errors[rank - 1])) * length_s / (length_s + self._slack_s)
