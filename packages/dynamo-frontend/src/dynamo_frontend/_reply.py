@@ -7,10 +7,11 @@ from typing import Protocol
 
 from dynamo_core.enums import FinishReason
 from dynamo_core.errors import DynamoError
+from dynamo_core.parsing import ArgumentsDelta, CallEnd, CallStart, ParsedDelta, TextDelta
 from dynamo_core.requests import TokenLogprob, Usage
 from dynamo_frontend._detokenize import Detokenizer
 from dynamo_frontend._generation import Generation
-from dynamo_frontend._parsers.contract import OutputParser, ParsedDelta, TextDelta, ToolCallDelta
+from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._stop import StopMatcher
 
 _FINISH_NAMES = {FinishReason.LENGTH: "length", FinishReason.CONTENT_FILTER: "content_filter"}
@@ -27,8 +28,16 @@ class ReplyWriter(Protocol):
         """Add to a choice's reasoning."""
         ...
 
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Add a tool call; ``index`` counts a choice's calls."""
+    def call_start(self, choice: int, index: int, name: str) -> None:
+        """Begin a tool call; ``index`` counts a choice's calls."""
+        ...
+
+    def call_arguments(self, choice: int, text: str) -> None:
+        """Add to the arguments of the call that began last."""
+        ...
+
+    def call_end(self, choice: int, *, complete: bool) -> None:
+        """End the call that began last; the arguments of one that the model finished are JSON."""
         ...
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
@@ -72,6 +81,7 @@ class ChoiceText:
         "_single_call",
         "_thinking",
         "calls",
+        "ended_calls",
         "parser",
         "reasoning_tokens",
     )
@@ -92,6 +102,7 @@ class ChoiceText:
         self._count = 0
         self.parser = parser
         self.calls = 0
+        self.ended_calls = 0
         self.reasoning_tokens = 0
         # Tokens so far while no answer has begun; None once one has, or without a parser.
         self._thinking = 0 if parser is not None else None
@@ -150,7 +161,7 @@ class ChoiceText:
     @property
     def wants_no_more(self) -> bool:
         """Whether the choice is to end after the call it has made."""
-        return self._single_call and self.calls > 0
+        return self._single_call and self.ended_calls > 0
 
 
 class _SilentWriter:
@@ -164,7 +175,13 @@ class _SilentWriter:
     def reasoning(self, choice: int, text: str) -> None:
         """Drop it."""
 
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
+    def call_start(self, choice: int, index: int, name: str) -> None:
+        """Drop it."""
+
+    def call_arguments(self, choice: int, text: str) -> None:
+        """Drop it."""
+
+    def call_end(self, choice: int, *, complete: bool) -> None:
         """Drop it."""
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
@@ -375,18 +392,25 @@ class Reply:
 
     def _write_parsed(self, choice: int, deltas: Sequence[ParsedDelta], logprobs: Sequence[TokenLogprob]) -> None:
         state = self._choices[choice]
+        writer = self.writer
         for delta in deltas:
             if state.wants_no_more:
                 break
-            if isinstance(delta, ToolCallDelta):
-                self.writer.tool_call(choice, state.count_call(), delta)
-            elif delta.reasoning:
-                self.writer.reasoning(choice, delta.text)
-            else:
-                self.writer.text(choice, delta.text, logprobs)
-                logprobs = ()
+            match delta:
+                case TextDelta(text=text, reasoning=False):
+                    writer.text(choice, text, logprobs)
+                    logprobs = ()
+                case TextDelta(text=text):
+                    writer.reasoning(choice, text)
+                case CallStart(name=name):
+                    writer.call_start(choice, state.count_call(), name)
+                case ArgumentsDelta(text=text):
+                    writer.call_arguments(choice, text)
+                case CallEnd(complete=complete):
+                    state.ended_calls += 1
+                    writer.call_end(choice, complete=complete)
         if logprobs:
             self.writer.text(choice, "", logprobs)
 
 
-__all__ = ["ChoiceText", "ParsedDelta", "PromptSink", "Reply", "ReplyWriter", "TextDelta"]
+__all__ = ["ChoiceText", "PromptSink", "Reply", "ReplyWriter"]
