@@ -72,6 +72,7 @@ class WholeWriter(abc.ABC):
 
     def call_end(self, choice: int, *, complete: bool) -> None:
         """Do nothing: this form does not mark a call that was cut off."""
+        return
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Note the end of a choice."""
