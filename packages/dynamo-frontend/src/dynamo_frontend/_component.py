@@ -24,12 +24,15 @@ from dynamo_frontend._metrics import FrontendMetrics
 from dynamo_frontend._model import ModelText, load_model_text
 from dynamo_frontend._openapi import openapi
 from dynamo_frontend._parsers.chain import check_parsers
+from dynamo_frontend._rerank.api import RerankApi
 from dynamo_frontend._responses.api import ResponsesApi
 from dynamo_frontend._routes import Route, Routes
 from dynamo_frontend._server import HttpServer
 from dynamo_frontend._settings import FrontendSettings
 from dynamo_frontend._status_api import MODELS_PATH, StatusApi
 from dynamo_frontend._tokenize import TokenCache
+from dynamo_frontend._tokens.generate_api import TokenApi
+from dynamo_frontend._tokens.text_api import TextApi
 from dynamo_frontend._traffic import TrafficLog, publish_traffic
 
 _log = structlog.get_logger(__name__)
@@ -147,6 +150,7 @@ class Frontend:
         )
         anthropic = AnthropicApi(self._api, overload_status=self._settings.overload_status)
         responses = ResponsesApi(self._api)
+        text = TextApi(self._api)
         table = {
             "/v1/chat/completions": Route({"POST": self._api.chat}),
             "/v1/completions": Route({"POST": self._api.completions}),
@@ -155,6 +159,10 @@ class Frontend:
             "/v1/responses": Route({"POST": responses.responses}),
             "/v1/responses/input_tokens": Route({"POST": responses.input_tokens}),
             "/v1/embeddings": Route({"POST": EmbeddingsApi(self._api).embeddings}),
+            "/v1/rerank": Route({"POST": RerankApi(self._api).rerank}),
+            "/tokenize": Route({"POST": text.tokenize}),
+            "/detokenize": Route({"POST": text.detokenize}),
+            "/inference/v1/generate": Route({"POST": TokenApi(self._api).generate}),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
             "/openapi.json": Route({"GET": openapi}),
