@@ -15,8 +15,8 @@ from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.logprobs import LogprobFormat
 from dynamo_frontend._openai.stream import JSON, ReplyHead, SseWriter, StreamUsage, send_error
 from dynamo_frontend._openai.usage import usage_object
-from dynamo_frontend._parsers.contract import ToolCallDelta
 from dynamo_frontend._reply import FINISH_NAMES, Reply
+from dynamo_frontend._writer import SilentWriter
 
 _encode = msgspec.json.encode
 
@@ -24,7 +24,7 @@ _encode = msgspec.json.encode
 class TokenReply(Reply):
     """A reply whose accepted tokens go out as they are: no text is made of them.
 
-    The writer is told of tokens in ``text``, where the ids stand in place of the text: see ``TokenWriter``.
+    Its writer is a ``TokenWhole`` or a ``TokenStream``; once it is over, what still comes is dropped.
     """
 
     def take(self, choice: int, token_ids: list[int], logprobs: Sequence[TokenLogprob]) -> int | None:
@@ -39,19 +39,6 @@ class TokenReply(Reply):
         self.writer.finish(choice, FINISH_NAMES.get(reason, "stop"), None)
 
 
-class _NoText:
-    """What a reply without text never hears of."""
-
-    def text(self, choice: int, text: str, logprobs: Sequence[TokenLogprob]) -> None:
-        """Never called."""
-
-    def reasoning(self, choice: int, text: str) -> None:
-        """Never called."""
-
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Never called."""
-
-
 @dataclass(slots=True)
 class _Choice:
     token_ids: list[int] = field(default_factory=list[int])
@@ -59,7 +46,7 @@ class _Choice:
     finish_reason: str = ""
 
 
-class TokenWhole(_NoText):
+class TokenWhole(SilentWriter):
     """All token ids in one object.
 
     Args:
@@ -75,11 +62,6 @@ class TokenWhole(_NoText):
         self._choices = [_Choice() for _ in range(choices)]
         self._logprobs = logprobs
 
-    @property
-    def writable(self) -> bool:
-        """A whole reply is bounded by its tokens."""
-        return True
-
     def tokens(self, choice: int, token_ids: list[int], logprobs: Sequence[TokenLogprob]) -> None:
         """Gather tokens."""
         state = self._choices[choice]
@@ -89,9 +71,6 @@ class TokenWhole(_NoText):
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Note the end of a choice."""
         self._choices[choice].finish_reason = reason
-
-    def flush(self) -> None:
-        """Do nothing: a whole reply leaves at its end."""
 
     def done(self, usage: Usage) -> None:
         """Send the reply."""
@@ -113,7 +92,7 @@ class TokenWhole(_NoText):
         send_error(self._response, error, self._head)
 
 
-class TokenStream(_NoText, SseWriter):
+class TokenStream(SseWriter, SilentWriter):
     """Events with the new token ids of one choice each."""
 
     def __init__(
