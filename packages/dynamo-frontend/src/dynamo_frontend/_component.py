@@ -20,16 +20,20 @@ from dynamo_frontend._catalog import Catalog
 from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
-from dynamo_frontend._metrics import FrontendMetrics
+from dynamo_frontend._metrics import FrontendMetrics, ResumeMetrics
 from dynamo_frontend._model import ModelText, load_model_text
 from dynamo_frontend._openapi import openapi
 from dynamo_frontend._parsers.chain import check_parsers
+from dynamo_frontend._rerank.api import RerankApi
 from dynamo_frontend._responses.api import ResponsesApi
+from dynamo_frontend._resume.streams import ResumableStreams, ResumeLimits
 from dynamo_frontend._routes import Route, Routes
 from dynamo_frontend._server import HttpServer
 from dynamo_frontend._settings import FrontendSettings
 from dynamo_frontend._status_api import MODELS_PATH, StatusApi
 from dynamo_frontend._tokenize import TokenCache
+from dynamo_frontend._tokens.generate_api import TokenApi
+from dynamo_frontend._tokens.text_api import TextApi
 from dynamo_frontend._traffic import TrafficLog, publish_traffic
 
 _log = structlog.get_logger(__name__)
@@ -71,6 +75,7 @@ class Frontend:
             overload_status=settings.overload_status,
             keep_alive_s=settings.sse_keep_alive_s,
         )
+        self._streams = ResumableStreams(_resume_limits(settings), context.clock, ResumeMetrics(context.metrics))
         self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
         self._router_factory: RouterFactory | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,6 +122,7 @@ class Frontend:
         """Release everything. Idempotent."""
         self._state = Health(HealthState.STOPPED)
         await self.server.stop()
+        await self._streams.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -147,14 +153,20 @@ class Frontend:
         )
         anthropic = AnthropicApi(self._api, overload_status=self._settings.overload_status)
         responses = ResponsesApi(self._api)
+        text = TextApi(self._api)
+        resumable = self._streams.resumable
         table = {
-            "/v1/chat/completions": Route({"POST": self._api.chat}),
-            "/v1/completions": Route({"POST": self._api.completions}),
-            "/v1/messages": Route({"POST": anthropic.messages}),
+            "/v1/chat/completions": Route({"POST": resumable(self._api.chat)}),
+            "/v1/completions": Route({"POST": resumable(self._api.completions)}),
+            "/v1/messages": Route({"POST": resumable(anthropic.messages, anthropic.refuse)}),
             "/v1/messages/count_tokens": Route({"POST": anthropic.count_tokens}),
-            "/v1/responses": Route({"POST": responses.responses}),
+            "/v1/responses": Route({"POST": resumable(responses.responses)}),
             "/v1/responses/input_tokens": Route({"POST": responses.input_tokens}),
             "/v1/embeddings": Route({"POST": EmbeddingsApi(self._api).embeddings}),
+            "/v1/rerank": Route({"POST": RerankApi(self._api).rerank}),
+            "/tokenize": Route({"POST": text.tokenize}),
+            "/detokenize": Route({"POST": text.detokenize}),
+            "/inference/v1/generate": Route({"POST": resumable(TokenApi(self._api).generate)}),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
             "/openapi.json": Route({"GET": openapi}),
@@ -164,6 +176,15 @@ class Frontend:
             "/metrics": Route({"GET": status.metrics}),
         }
         return Routes(table, overload_status=self._settings.overload_status)
+
+
+def _resume_limits(settings: FrontendSettings) -> ResumeLimits:
+    return ResumeLimits(
+        always=settings.stream_resume,
+        grace_s=settings.stream_grace_s,
+        stream_bytes=settings.stream_replay_kb << 10,
+        total_bytes=settings.stream_replay_total_mb * _MIB,
+    )
 
 
 class FrontendPlugin:

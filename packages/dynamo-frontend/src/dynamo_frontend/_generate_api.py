@@ -41,11 +41,13 @@ class ReplyForm:
         endpoint: Name for metrics.
         id_prefix: What reply ids begin with.
         writer: Makes the writer of a reply.
+        reply: Makes the reply that feeds the writer.
     """
 
     endpoint: str
     id_prefix: str
     writer: WriterFactory
+    reply: type[Reply] = Reply
 
 
 class GenerateApi:
@@ -158,7 +160,7 @@ class GenerateApi:
         )
         usage = _stream_usage(fields, lambda: reply.usage)
         writer = form.writer(response, plan, head, usage)
-        reply = Reply(_choice_texts(plan), writer, lambda error: self._over(observation, reply, error))
+        reply = form.reply(_choice_texts(plan), writer, lambda error: self._over(observation, reply, error))
         for index, item in enumerate(requests):
             sink = reply.sink(index, plan.choices_per_prompt)
             reply.generations.append(Generation(model, item, sink, self.services))
@@ -227,7 +229,8 @@ def _parser(plan: GeneratePlan) -> OutputParser | None:
     return plan.model.text.parser(plan.tools, reasoning_open=plan.reasoning_open) if plan.chat else None
 
 
-def _logprob_format(plan: GeneratePlan) -> LogprobFormat | None:
+def logprob_format(plan: GeneratePlan) -> LogprobFormat | None:
+    """Return how a reply shows log-probabilities; None if it does not."""
     if plan.logprobs is None:
         return None
     as_ids = bool(plan.fields.return_tokens_as_token_ids)
@@ -235,14 +238,14 @@ def _logprob_format(plan: GeneratePlan) -> LogprobFormat | None:
 
 
 def _chat_writer(response: HttpResponse, plan: GeneratePlan, head: ReplyHead, usage: StreamUsage) -> ReplyWriter:
-    logprobs = _logprob_format(plan)
+    logprobs = logprob_format(plan)
     if plan.fields.stream:
         return ChatStream(response, head, usage, logprobs)
     return ChatWhole(response, head, plan.choices_per_prompt, logprobs)
 
 
 def _completion_writer(response: HttpResponse, plan: GeneratePlan, head: ReplyHead, usage: StreamUsage) -> ReplyWriter:
-    logprobs = _logprob_format(plan)
+    logprobs = logprob_format(plan)
     if plan.fields.stream:
         return CompletionStream(response, head, usage, logprobs, plan.echoes)
     return CompletionWhole(response, head, len(plan.prompts) * plan.choices_per_prompt, logprobs, plan.echoes)

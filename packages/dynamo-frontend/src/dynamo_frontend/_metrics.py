@@ -34,6 +34,10 @@ MODEL_CONFLICTS = "dynamo_frontend_model_conflicting_cards"
 GATEWAY_REQUESTS_TOTAL = "dynamo_frontend_gateway_requests_total"
 GATEWAY_UPSTREAM_UP = "dynamo_frontend_gateway_upstream_up"
 GATEWAY_IN_FLIGHT_REQUESTS = "dynamo_frontend_gateway_in_flight_requests"
+RESUMABLE_STREAMS = "dynamo_frontend_resumable_streams"
+REPLAY_BYTES = "dynamo_frontend_replay_bytes"
+STREAM_RESUMES_TOTAL = "dynamo_frontend_stream_resumes_total"
+ABANDONED_STREAMS_TOTAL = "dynamo_frontend_abandoned_streams_total"
 CONNECTIONS = "dynamo_frontend_open_connections"
 
 _DURATION_S = (0.0, 1.0, 2.0, 4.1, 8.0, 16.0, 32.0, 64.0, 130.0, 260.0, 512.0)
@@ -152,6 +156,16 @@ class FrontendMetrics:
         """Drop the readiness series of a model that is gone; request series stay for their totals."""
         self._ready.remove(model)
         self._conflicts.remove(model)
+
+
+class ResumeMetrics:
+    """Metrics of streams that can be resumed."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.streams = metrics.gauge(RESUMABLE_STREAMS, "Streams whose events are kept for a client that comes back")
+        self.size_bytes = metrics.gauge(REPLAY_BYTES, "Memory of kept events")
+        self.resumes = metrics.counter(STREAM_RESUMES_TOTAL, "Clients that came back for a stream", ("outcome",))
+        self.abandoned = metrics.counter(ABANDONED_STREAMS_TOTAL, "Streams ended because no client came back")
 
 
 class GatewayMetrics:

@@ -13,7 +13,10 @@ from dynamo_frontend._embeddings.api import EmbeddingRequest
 from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.fields import ChatRequest, CompletionRequest
+from dynamo_frontend._rerank.api import RerankRequest
 from dynamo_frontend._responses.fields import InputTokensRequest, ResponsesRequest
+from dynamo_frontend._tokens.generate_api import TokenRequest
+from dynamo_frontend._tokens.text_api import DetokenizeRequest, TokenizeRequest
 
 JSON = "application/json"
 _REF = "#/components/schemas/{name}"
@@ -25,6 +28,10 @@ _BODIES: dict[str, tuple[type[msgspec.Struct], str, bool]] = {
     "/v1/messages": (MessagesRequest, "Answer in the form of the messages API", True),
     "/v1/messages/count_tokens": (CountTokensRequest, "Count the tokens of a message's input", False),
     "/v1/embeddings": (EmbeddingRequest, "Embed texts", False),
+    "/v1/rerank": (RerankRequest, "Order documents by likeness to a query", False),
+    "/tokenize": (TokenizeRequest, "Turn text into token ids", False),
+    "/detokenize": (DetokenizeRequest, "Turn token ids into text", False),
+    "/inference/v1/generate": (TokenRequest, "Generate token ids from token ids", True),
 }
 _READS = {
     "/v1/models": "List the models that can answer",

@@ -40,6 +40,7 @@ class GeneratePlan:
         forced_parser: Makes the parser of an output that is constrained to calls.
         single_call: Whether a choice ends after its first tool call.
         echoes: For each choice the prompt text it begins with; empty without ``echo``.
+        prompt_param: Field that the prompt came in.
     """
 
     fields: CommonFields
@@ -54,6 +55,7 @@ class GeneratePlan:
     forced_parser: Callable[[], OutputParser] | None = None
     single_call: bool = False
     echoes: Sequence[str] = ()
+    prompt_param: str = "prompt"
 
     @property
     def choices_per_prompt(self) -> int:
@@ -92,7 +94,7 @@ class GeneratePlan:
         """Return the most tokens a choice may have, so that prompt and output fit the context."""
         context = self.model.card.context_length
         if not prompt_tokens:
-            raise InvalidRequestError("The prompt is empty; send at least one token.", param="prompt")
+            raise InvalidRequestError("The prompt is empty; send at least one token.", param=self.prompt_param)
         if not context:
             return self.max_tokens
         room = context - prompt_tokens
@@ -103,7 +105,7 @@ class GeneratePlan:
                 f"The prompt has {prompt_tokens} tokens{wanted}, but this model's context holds {context} in all. "
                 "Shorten the prompt or lower max_tokens.",
                 reason="context_length_exceeded",
-                param="messages" if self.chat else "prompt",
+                param=self.prompt_param,
             )
         return room if asked is None else asked
 
@@ -125,7 +127,7 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
     guided = response_constraint(fields, guided_decoding(fields, capabilities), capabilities)
     if guided is not None and plan.guided is not None:
         raise InvalidRequestError("tool_choice and another constraint contradict each other.", param="tool_choice")
-    text = _render(fields, model, plan.tools)
+    text = render_chat(fields, model, plan.tools)
     prompt = await model.text.tokenizer.encode(text, add_special_tokens=False)
     return GeneratePlan(
         fields,
@@ -139,6 +141,7 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         reasoning_open=model.text.reasoning_open(text),
         forced_parser=plan.parser,
         single_call=fields.parallel_tool_calls is False,
+        prompt_param="messages",
     )
 
 
@@ -174,8 +177,14 @@ async def plan_completion(fields: CompletionRequest, model: ServedModel) -> Gene
     )
 
 
-def _render(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, Any]]) -> str:
-    assert model.text.template is not None
+def render_chat(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, Any]]) -> str:
+    """Return the text that the model's template makes of a chat.
+
+    Raises:
+        InvalidRequestError: naming the field that is wrong.
+    """
+    if model.text.template is None:
+        raise InvalidRequestError(f"The model '{model.name}' has no chat template; use /v1/completions.", param="model")
     if fields.chat_template_kwargs is not None and fields.chat_template_args is not None:
         raise InvalidRequestError(
             "chat_template_args is another name of chat_template_kwargs; give one.", param="chat_template_args"
@@ -234,13 +243,22 @@ def _is_token_list(item: Any) -> bool:
 async def _encode(prompt: str | list[int], model: ServedModel, where: str) -> PackedTokens:
     if isinstance(prompt, str):
         return await model.text.tokenizer.encode(prompt, add_special_tokens=True)
+    check_token_ids(prompt, model, where)
+    return pack_tokens(prompt)
+
+
+def check_token_ids(token_ids: Sequence[int], model: ServedModel, where: str) -> None:
+    """Refuse ids that the model does not know.
+
+    Raises:
+        InvalidRequestError: naming the field and the id.
+    """
     size = model.text.tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)
-    for token in prompt:
+    for token in token_ids:
         if not 0 <= token < size:
             raise InvalidRequestError(
                 f"{where} has token id {token}; this model's are 0 to {size - 1}.", param=where.partition("[")[0]
             )
-    return pack_tokens(prompt)
 
 
 def _echo(prompt: str | list[int], packed: PackedTokens, model: ServedModel) -> str:

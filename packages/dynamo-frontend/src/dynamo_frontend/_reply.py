@@ -14,7 +14,7 @@ from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._stop import StopMatcher
 from dynamo_frontend._writer import ReplyWriter, SilentWriter
 
-_FINISH_NAMES = {FinishReason.LENGTH: "length", FinishReason.CONTENT_FILTER: "content_filter"}
+FINISH_NAMES = {FinishReason.LENGTH: "length", FinishReason.CONTENT_FILTER: "content_filter"}
 
 
 class ChoiceText:
@@ -250,7 +250,7 @@ class Reply:
                 deltas = state.parser.finish()
                 state.note(deltas, 0)
                 self._write_parsed(choice, deltas, ())
-        name = _FINISH_NAMES.get(reason, "stop")
+        name = FINISH_NAMES.get(reason, "stop")
         self.writer.finish(choice, "tool_calls" if state.calls and name == "stop" else name, state.stop)
 
     def flush(self) -> None:

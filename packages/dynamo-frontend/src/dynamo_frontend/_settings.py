@@ -77,6 +77,15 @@ class FrontendSettings(HttpSettings):
         ge=0,
         description="Silence after which a stream sends a comment; 0 for never. It commits status 200",
     )
+    stream_resume: bool = Field(
+        default=False,
+        description="Let every stream be resumed after a lost connection, not only those whose request asks for it",
+    )
+    stream_grace_s: float = Field(
+        default=15.0, gt=0, description="Time a resumable stream waits for its client, and is kept after its end"
+    )
+    stream_replay_kb: int = Field(default=1024, ge=1, description="Events kept of one resumable stream, in KiB")
+    stream_replay_total_mb: int = Field(default=64, ge=1, description="Events kept of all resumable streams, in MiB")
     traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
 
 
