@@ -1,10 +1,10 @@
 """Program of the frontend benchmark: sends chat requests over kept connections and prints what it saw as JSON.
 
-``python http_load.py URL MODEL requests|stream|hold|live|long CONCURRENCY TOKENS``. It runs as a process of its own, so that its
-work is never counted as the server's. Each line of input is a number of requests to send, and is answered by a line of
-figures; ``hold`` opens streams, reports that each has its first event, and keeps them until its input ends. ``live``
-asks for ``/live`` instead, and ``long`` sends prompts of so many words as ``TOKENS`` says, no two of them equal: whether
-they are answered or refused for their length, the server has read them.
+``python http_load.py URL MODEL requests|stream|hold|live|long CONCURRENCY TOKENS``. It runs as a process of its own, so
+that its work is never counted as the server's. Each line of input is a number of requests to send, and is answered by a
+line of figures; ``hold`` opens streams, reports that each has its first event, and keeps them until its input ends.
+``live`` asks for ``/live`` instead, and ``long`` sends prompts of so many words as ``TOKENS`` says, no two of them
+equal: whether they are answered or refused for their length, the server has read them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 
 import httptools
 
-
 _CONTENT = "Tell me about the sea, its tides and its ships, please."
 
 
@@ -37,7 +36,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._first_only = False
-        self.accepted = (200,)
+        self.accepted: tuple[int, ...] = (200,)
         self.body = bytearray()
         self.events = 0
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
