@@ -75,10 +75,18 @@ async def test_every_crash_point_gives_the_fault_free_answer(stack, form, stream
             assert reply.events[-1] == "[DONE]"
             assert reply.events[-2]["usage"] == expected.events[-2]["usage"]
         else:
-            assert reply.json["choices"] == expected.json["choices"], crash_after
+            assert without_call_ids(reply) == without_call_ids(expected), crash_after
             assert reply.json["usage"] == expected.json["usage"]
         if crashed:
             await leave(stack)
+
+
+def without_call_ids(reply):
+    """Choices without the calls' ids, which are made of the request's."""
+    choices = reply.json["choices"]
+    for call in [call for choice in choices for call in choice["message"].get("tool_calls", ())]:
+        del call["id"]
+    return choices
 
 
 async def leave(stack):
