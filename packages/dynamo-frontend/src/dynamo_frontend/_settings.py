@@ -77,6 +77,13 @@ class FrontendSettings(HttpSettings):
         ge=0,
         description="Silence after which a stream sends a comment; 0 for never. It commits status 200",
     )
+    kserve_grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of the KServe v2 gRPC server on the HTTP host, 0 for a free one; unset: none. "
+        "Needs the extra `kserve`",
+    )
     stream_resume: bool = Field(
         default=False,
         description="Let every stream be resumed after a lost connection, not only those whose request asks for it",
