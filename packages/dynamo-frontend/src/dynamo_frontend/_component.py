@@ -23,7 +23,9 @@ from dynamo_frontend._generation import GenerationServices
 from dynamo_frontend._kserve.grpc_server import KserveGrpcServer
 from dynamo_frontend._kserve.rest_api import MODELS_PREFIX, KserveRest
 from dynamo_frontend._kserve.runner import CompletionRunner
-from dynamo_frontend._metrics import FrontendMetrics, ResumeMetrics
+from dynamo_frontend._media.policy import MediaLimits
+from dynamo_frontend._media.source import MediaSource
+from dynamo_frontend._metrics import FrontendMetrics, MediaMetrics, ResumeMetrics
 from dynamo_frontend._model import ModelText, load_model_text
 from dynamo_frontend._openapi import openapi
 from dynamo_frontend._parsers.chain import check_parsers
@@ -78,6 +80,7 @@ class Frontend:
             overload_status=settings.overload_status,
             keep_alive_s=settings.sse_keep_alive_s,
         )
+        self._media = MediaSource(_media_limits(settings), MediaMetrics(context.metrics))
         self._runner = CompletionRunner(self._api)
         self._streams = ResumableStreams(_resume_limits(settings), context.clock, ResumeMetrics(context.metrics))
         self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
@@ -136,6 +139,7 @@ class Frontend:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await self._catalog.close()
+        await self._media.close()
         if self._publisher is not None:
             await self._publisher.close()
             self._publisher = None
@@ -145,6 +149,7 @@ class Frontend:
     async def _admit(self, record: ModelRecord) -> tuple[ModelText, Router]:
         assert self._router_factory is not None, "models are watched after start"
         text = await load_model_text(record.card, self._settings, self._cache, self._context.clock)
+        text.media = self._media
         scope = RouterScope(
             endpoint=record.endpoint,
             card=record.card,
@@ -203,6 +208,16 @@ def _resume_limits(settings: FrontendSettings) -> ResumeLimits:
         grace_s=settings.stream_grace_s,
         stream_bytes=settings.stream_replay_kb << 10,
         total_bytes=settings.stream_replay_total_mb * _MIB,
+    )
+
+
+def _media_limits(settings: FrontendSettings) -> MediaLimits:
+    return MediaLimits(
+        urls=settings.media_urls,
+        max_bytes=settings.media_limit_mb * _MIB,
+        max_items=settings.media_items,
+        timeout_s=settings.media_timeout_s,
+        allowed_hosts=frozenset(host.lower() for host in settings.media_allowed_hosts),
     )
 
 

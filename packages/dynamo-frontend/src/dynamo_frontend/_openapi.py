@@ -98,7 +98,10 @@ def document() -> dict[str, Any]:
 def _post(path: str, summary: str, schema: Any, *, streams: bool) -> dict[str, Any]:
     content: dict[str, Any] = {JSON: {"schema": {"type": "object"}}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        # One event: its lines by name.
+        word = {"type": "string"}
+        fields = {"event": word, "id": word, "data": word}
+        content["text/event-stream"] = {"schema": {"type": "object", "properties": fields, "required": ["data"]}}
     return {
         "summary": summary,
         "parameters": _parameters(path),
