@@ -22,7 +22,12 @@ from dynamo_frontend._catalog import Catalog
 from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
-from dynamo_frontend._metrics import FrontendMetrics, ResumeMetrics
+from dynamo_frontend._kserve.grpc_server import KserveGrpcServer
+from dynamo_frontend._kserve.rest_api import MODELS_PREFIX, KserveRest
+from dynamo_frontend._kserve.runner import CompletionRunner
+from dynamo_frontend._media.policy import MediaLimits
+from dynamo_frontend._media.source import MediaSource
+from dynamo_frontend._metrics import FrontendMetrics, MediaMetrics, ResumeMetrics
 from dynamo_frontend._model import ModelText, load_model_text
 from dynamo_frontend._openapi import openapi
 from dynamo_frontend._parsers.chain import check_parsers
@@ -77,9 +82,12 @@ class Frontend:
             overload_status=settings.overload_status,
             keep_alive_s=settings.sse_keep_alive_s,
         )
+        self._media = MediaSource(_media_limits(settings), MediaMetrics(context.metrics))
+        self._runner = CompletionRunner(self._api)
         self._streams = ResumableStreams(_resume_limits(settings), context.clock, ResumeMetrics(context.metrics))
         self._access = open_door(settings, context.clock, context.metrics)
         self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
+        self.kserve = KserveGrpcServer(self._runner)
         self._router_factory: RouterFactory | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._publisher: Publisher | None = None
@@ -101,6 +109,7 @@ class Frontend:
         context = self._context
         check_parsers(tools=self._settings.tool_call_parser, reasoning=self._settings.reasoning_parser)
         self._router_factory = cast("RouterFactory", plugins.load("routers", self._settings.router))
+<<<<<<< HEAD
         settings = self._settings
         if self._access is not None:
             self._access.load()
@@ -111,6 +120,10 @@ class Frontend:
             reuse_port=settings.http_reuse_port,
             tls=settings.server_tls(),
         )
+=======
+        await self.server.start(self._settings.http_host, self._settings.http_port, backlog=self._settings.http_backlog)
+        await self._start_kserve()
+>>>>>>> frontend3
         self._publisher = await context.event_bus.publisher(Topic(TRAFFIC, context.namespace))
         interval = self._settings.traffic_interval_s
         self._tasks = [
@@ -130,19 +143,22 @@ class Frontend:
     async def drain(self, timeout_s: float) -> None:
         """Accept nothing new and let running replies finish within the time."""
         self._state = Health(HealthState.DRAINING)
-        if not await self.server.drain(timeout_s):
+        answered, _ = await asyncio.gather(self.server.drain(timeout_s), self.kserve.stop(timeout_s))
+        if not answered:
             _log.warning("replies were cut at the end of the drain time", connections=self.server.connections)
 
     async def stop(self) -> None:
         """Release everything. Idempotent."""
         self._state = Health(HealthState.STOPPED)
         await self.server.stop()
+        await self.kserve.stop()
         await self._streams.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await self._catalog.close()
+        await self._media.close()
         if self._publisher is not None:
             await self._publisher.close()
             self._publisher = None
@@ -152,6 +168,7 @@ class Frontend:
     async def _admit(self, record: ModelRecord) -> tuple[ModelText, Router]:
         assert self._router_factory is not None, "models are watched after start"
         text = await load_model_text(record.card, self._settings, self._cache, self._context.clock)
+        text.media = self._media
         scope = RouterScope(
             endpoint=record.endpoint,
             card=record.card,
@@ -162,6 +179,12 @@ class Frontend:
         await router.start()
         return text, router
 
+    async def _start_kserve(self) -> None:
+        settings = self._settings
+        if settings.kserve_grpc_port is not None:
+            limit = settings.body_limit_mb * _MIB
+            await self.kserve.start(settings.http_host, settings.kserve_grpc_port, body_bytes=limit)
+
     def _routes(self) -> Routes:
         status = StatusApi(
             self._catalog, self._context.health, self._metrics, lambda: self._state.state is not HealthState.READY
@@ -169,6 +192,7 @@ class Frontend:
         anthropic = AnthropicApi(self._api, overload_status=self._settings.overload_status)
         responses = ResponsesApi(self._api)
         text = TextApi(self._api)
+        kserve = KserveRest(self._runner, overload_status=self._settings.overload_status)
         resumable = self._streams.resumable
         messages = resumable(anthropic.messages, anthropic.refuse)
         table = {
@@ -183,6 +207,10 @@ class Frontend:
             "/tokenize": Route({"POST": text.tokenize}),
             "/detokenize": Route({"POST": text.detokenize}),
             "/inference/v1/generate": Route({"POST": resumable(TokenApi(self._api).generate)}),
+            "/v2": Route({"GET": kserve.server}),
+            "/v2/health/live": Route({"GET": kserve.live}),
+            "/v2/health/ready": Route({"GET": kserve.ready}),
+            MODELS_PREFIX: Route({"GET": kserve.show, "POST": kserve.act}, prefix=True),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
             "/openapi.json": Route({"GET": openapi}),
@@ -200,6 +228,16 @@ def _resume_limits(settings: FrontendSettings) -> ResumeLimits:
         grace_s=settings.stream_grace_s,
         stream_bytes=settings.stream_replay_kb << 10,
         total_bytes=settings.stream_replay_total_mb * _MIB,
+    )
+
+
+def _media_limits(settings: FrontendSettings) -> MediaLimits:
+    return MediaLimits(
+        urls=settings.media_urls,
+        max_bytes=settings.media_limit_mb * _MIB,
+        max_items=settings.media_items,
+        timeout_s=settings.media_timeout_s,
+        allowed_hosts=frozenset(host.lower() for host in settings.media_allowed_hosts),
     )
 
 

@@ -40,6 +40,8 @@ RESUMABLE_STREAMS = "dynamo_frontend_resumable_streams"
 REPLAY_BYTES = "dynamo_frontend_replay_bytes"
 STREAM_RESUMES_TOTAL = "dynamo_frontend_stream_resumes_total"
 ABANDONED_STREAMS_TOTAL = "dynamo_frontend_abandoned_streams_total"
+MEDIA_ITEMS_TOTAL = "dynamo_frontend_media_items_total"
+MEDIA_BYTES_TOTAL = "dynamo_frontend_media_bytes_total"
 CONNECTIONS = "dynamo_frontend_open_connections"
 
 _DURATION_S = (0.0, 1.0, 2.0, 4.1, 8.0, 16.0, 32.0, 64.0, 130.0, 260.0, 512.0)
@@ -170,6 +172,7 @@ class ResumeMetrics:
         self.abandoned = metrics.counter(ABANDONED_STREAMS_TOTAL, "Streams ended because no client came back")
 
 
+<<<<<<< HEAD
 class AccessMetrics:
     """Requests that were turned away at the door."""
 
@@ -181,6 +184,14 @@ class AccessMetrics:
     def denied(self, reason: str) -> None:
         """Count one; reasons are those of this package's errors."""
         self._denied.labels(reason=reason).inc()
+=======
+class MediaMetrics:
+    """Metrics of images, audio and video in requests."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.items = metrics.counter(MEDIA_ITEMS_TOTAL, "Images, sounds and films of requests", ("kind", "outcome"))
+        self.size_bytes = metrics.counter(MEDIA_BYTES_TOTAL, "Their bytes, where the frontend has them")
+>>>>>>> frontend3
 
 
 class GatewayMetrics:

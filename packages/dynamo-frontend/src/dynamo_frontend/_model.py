@@ -14,6 +14,7 @@ from dynamo_core.errors import ConfigurationError
 from dynamo_core.parsing import ParserContext, ParserFactory, ParserFamily
 from dynamo_core.requests import SamplingOptions
 from dynamo_frontend._detokenize import DetokenizerFactory
+from dynamo_frontend._media.source import MediaSource
 from dynamo_frontend._openai.options import OptionMemo
 from dynamo_frontend._parsers.chain import (
     NO_PARSER,
@@ -47,6 +48,7 @@ class ModelText:
         options: Makes sampling options, from the model's defaults, and stop conditions.
         tool_parser: Name of the tool-call parser, or an empty string.
         reasoning_parser: Name of the reasoning parser, or an empty string.
+        media: Brings images, audio and video of requests in.
     """
 
     def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None, sampling: SamplingOptions) -> None:
@@ -54,6 +56,7 @@ class ModelText:
         self.detokenizers = DetokenizerFactory(tokenizer.tokenizer, tokenizer.spec)
         self.template = template
         self.options = OptionMemo(sampling)
+        self.media: MediaSource | None = None
         self.tool_parser = ""
         self.reasoning_parser = ""
         added = tokenizer.spec.get("added_tokens", ())

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from dynamo_core.content import ContentPart
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.requests import GenerateRequest, GuidedDecoding, OutputOptions
 from dynamo_core.tokens import PackedTokens, pack_tokens, token_count
 from dynamo_frontend._catalog import ServedModel
+from dynamo_frontend._media.parts import MediaCollector
+from dynamo_frontend._media.source import place_parts
 from dynamo_frontend._messages import template_messages
 from dynamo_frontend._openai.fields import ChatRequest, CommonFields, CompletionRequest
 from dynamo_frontend._openai.options import (
@@ -41,6 +44,7 @@ class GeneratePlan:
         single_call: Whether a choice ends after its first tool call.
         echoes: For each choice the prompt text it begins with; empty without ``echo``.
         prompt_param: Field that the prompt came in.
+        parts: Images, audio and video, placed in the only prompt.
     """
 
     fields: CommonFields
@@ -56,6 +60,7 @@ class GeneratePlan:
     single_call: bool = False
     echoes: Sequence[str] = ()
     prompt_param: str = "prompt"
+    parts: tuple[ContentPart, ...] = ()
 
     @property
     def choices_per_prompt(self) -> int:
@@ -81,6 +86,7 @@ class GeneratePlan:
                 request_id=f"{request_id}-{index}" if several else request_id,
                 model=self.model.name,
                 token_ids=prompt,
+                parts=self.parts,
                 sampling=sampling,
                 stop=self.model.text.options.stop(fields, self._budget(token_count(prompt))),
                 output=output,
@@ -110,8 +116,8 @@ class GeneratePlan:
         return room if asked is None else asked
 
 
-async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
-    """Render and tokenise a chat.
+async def plan_chat(fields: ChatRequest, model: ServedModel, *, load_media: bool = True) -> GeneratePlan:
+    """Render and tokenise a chat, and bring its media in, if it is to run.
 
     Raises:
         InvalidRequestError: naming the field that is wrong.
@@ -127,7 +133,8 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
     guided = response_constraint(fields, guided_decoding(fields, capabilities), capabilities)
     if guided is not None and plan.guided is not None:
         raise InvalidRequestError("tool_choice and another constraint contradict each other.", param="tool_choice")
-    text = render_chat(fields, model, plan.tools)
+    media = collector(model)
+    text = render_chat(fields, model, plan.tools, media)
     prompt = await model.text.tokenizer.encode(text, add_special_tokens=False)
     return GeneratePlan(
         fields,
@@ -142,6 +149,7 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         forced_parser=plan.parser,
         single_call=fields.parallel_tool_calls is False,
         prompt_param="messages",
+        parts=await _parts(media, prompt, model) if load_media else (),
     )
 
 
@@ -177,8 +185,21 @@ async def plan_completion(fields: CompletionRequest, model: ServedModel) -> Gene
     )
 
 
-def render_chat(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, Any]]) -> str:
-    """Return the text that the model's template makes of a chat.
+def collector(model: ServedModel) -> MediaCollector:
+    """Return what gathers the media that a model takes."""
+    source = model.text.media
+    return MediaCollector(model.card.input_modalities, source.limits.max_items if source is not None else 0)
+
+
+async def _parts(media: MediaCollector, prompt: PackedTokens, model: ServedModel) -> tuple[ContentPart, ...]:
+    source = model.text.media
+    if not media.refs or source is None:
+        return ()
+    return place_parts(await source.load(media.refs), prompt, model.card.runtime_config.runtime_data)
+
+
+def render_chat(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, Any]], media: MediaCollector) -> str:
+    """Return the text that the model's template makes of a chat; its media go to the collector.
 
     Raises:
         InvalidRequestError: naming the field that is wrong.
@@ -199,7 +220,7 @@ def render_chat(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[st
             "continue_final_message needs add_generation_prompt to be false.", param="continue_final_message"
         )
     return model.text.template.render(
-        template_messages(fields.messages),
+        template_messages(fields.messages, media, as_parts=model.text.template.takes_parts),
         tools=tools,
         add_generation_prompt=opens,
         continue_final_message=going_on,

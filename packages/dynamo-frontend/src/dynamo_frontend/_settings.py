@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
@@ -99,6 +99,24 @@ class FrontendSettings(HttpSettings):
         default=0.0,
         ge=0,
         description="Silence after which a stream sends a comment; 0 for never. It commits status 200",
+    )
+    kserve_grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of the KServe v2 gRPC server on the HTTP host, 0 for a free one; unset: none. "
+        "Needs the extra `kserve`",
+    )
+    media_urls: Literal["fetch", "pass", "refuse"] = Field(
+        default="fetch",
+        description="Images, audio and video by URL: `fetch` them (needs the extra `media`), `pass` the URL on to the "
+        "worker, which then answers for where it leads, or `refuse` it",
+    )
+    media_limit_mb: int = Field(default=20, ge=1, description="Largest image, sound or film in MiB")
+    media_items: int = Field(default=16, ge=0, description="Most images, sounds and films of one request")
+    media_timeout_s: float = Field(default=10.0, gt=0, description="Time for one to be fetched, redirects included")
+    media_allowed_hosts: list[str] = Field(
+        default_factory=list, description="Hosts that media may be fetched from although their addresses are not public"
     )
     stream_resume: bool = Field(
         default=False,

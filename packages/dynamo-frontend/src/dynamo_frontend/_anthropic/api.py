@@ -53,7 +53,7 @@ class AnthropicApi:
         try:
             fields = cast("CountTokensRequest", _COUNT.decode(request.body))
             chat = to_chat(fields)
-            plan = await plan_chat(chat, self._generate.find(chat, ModelType.CHAT))
+            plan = await plan_chat(chat, self._generate.find(chat, ModelType.CHAT), load_media=False)
         except DynamoError as error:
             self.refuse(error, request, response)
             return

@@ -15,7 +15,7 @@ from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.fields import BodyDecoder, ChatRequest, ToolSpec
 from dynamo_frontend._openai.stream import JSON
-from dynamo_frontend._plan import check_token_ids, render_chat
+from dynamo_frontend._plan import check_token_ids, collector, render_chat
 from dynamo_frontend._request_id import request_id_of
 from dynamo_frontend._tools import chosen_tools
 
@@ -103,7 +103,7 @@ def _text(fields: TokenizeRequest, model: ServedModel) -> tuple[str, bool]:
         chat_template_kwargs=fields.chat_template_kwargs,
     )
     # A template writes special tokens itself, so by default none are added to what it gives.
-    return render_chat(chat, model, chosen_tools(chat, model).tools), bool(fields.add_special_tokens)
+    return render_chat(chat, model, chosen_tools(chat, model).tools, collector(model)), bool(fields.add_special_tokens)
 
 
 async def _decode(model: ServedModel, tokens: list[int]) -> str:
