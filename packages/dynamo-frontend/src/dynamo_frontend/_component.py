@@ -109,7 +109,6 @@ class Frontend:
         context = self._context
         check_parsers(tools=self._settings.tool_call_parser, reasoning=self._settings.reasoning_parser)
         self._router_factory = cast("RouterFactory", plugins.load("routers", self._settings.router))
-<<<<<<< HEAD
         settings = self._settings
         if self._access is not None:
             self._access.load()
@@ -120,10 +119,7 @@ class Frontend:
             reuse_port=settings.http_reuse_port,
             tls=settings.server_tls(),
         )
-=======
-        await self.server.start(self._settings.http_host, self._settings.http_port, backlog=self._settings.http_backlog)
         await self._start_kserve()
->>>>>>> frontend3
         self._publisher = await context.event_bus.publisher(Topic(TRAFFIC, context.namespace))
         interval = self._settings.traffic_interval_s
         self._tasks = [

@@ -34,6 +34,7 @@ MODEL_READY = "dynamo_frontend_model_ready"
 MODEL_CONFLICTS = "dynamo_frontend_model_conflicting_cards"
 ACCESS_DENIED_TOTAL = "dynamo_frontend_access_denied_total"
 GATEWAY_REQUESTS_TOTAL = "dynamo_frontend_gateway_requests_total"
+GATEWAY_UNROUTED_TOTAL = "dynamo_frontend_gateway_unrouted_total"
 GATEWAY_UPSTREAM_UP = "dynamo_frontend_gateway_upstream_up"
 GATEWAY_IN_FLIGHT_REQUESTS = "dynamo_frontend_gateway_in_flight_requests"
 RESUMABLE_STREAMS = "dynamo_frontend_resumable_streams"
@@ -172,7 +173,6 @@ class ResumeMetrics:
         self.abandoned = metrics.counter(ABANDONED_STREAMS_TOTAL, "Streams ended because no client came back")
 
 
-<<<<<<< HEAD
 class AccessMetrics:
     """Requests that were turned away at the door."""
 
@@ -184,14 +184,14 @@ class AccessMetrics:
     def denied(self, reason: str) -> None:
         """Count one; reasons are those of this package's errors."""
         self._denied.labels(reason=reason).inc()
-=======
+
+
 class MediaMetrics:
     """Metrics of images, audio and video in requests."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.items = metrics.counter(MEDIA_ITEMS_TOTAL, "Images, sounds and films of requests", ("kind", "outcome"))
         self.size_bytes = metrics.counter(MEDIA_BYTES_TOTAL, "Their bytes, where the frontend has them")
->>>>>>> frontend3
 
 
 class GatewayMetrics:
@@ -206,8 +206,15 @@ class GatewayMetrics:
         )
         self._up = metrics.gauge(GATEWAY_UPSTREAM_UP, "1 if the engine answers", ("upstream",))
         self._in_flight = metrics.gauge(GATEWAY_IN_FLIGHT_REQUESTS, "Requests at the engine", ("upstream",))
+        self._unrouted = metrics.counter(
+            GATEWAY_UNROUTED_TOTAL, "Requests that could not be routed by their content", ("reason",)
+        )
         self._series: dict[tuple[str, int], Any] = {}
         self._states: Callable[[], Iterable[tuple[str, bool, int]]] = tuple
+
+    def unrouted(self, reason: str) -> None:
+        """Count a request that could not be routed by its content; reasons are those of errors."""
+        self._unrouted.labels(reason=reason).inc()
 
     def follow(self, states: Callable[[], Iterable[tuple[str, bool, int]]]) -> None:
         """Ask here for each engine's URL, whether it is up, and its requests in flight."""

@@ -140,6 +140,24 @@ class GatewaySettings(HttpSettings):
     upstream_api_key: SecretStr = Field(
         default=SecretStr(""), description="Key sent to the engines in place of the caller's; empty passes that on"
     )
+    kv_events: list[str] = Field(
+        default_factory=list,
+        description="Where each engine publishes its KV events, tcp://host:port, in the order of --upstream; with it "
+        "requests go to the engine that holds their prefix, by a router plug-in (pip install dynamo-router)",
+    )
+    kv_events_replay: list[str] = Field(
+        default_factory=list, description="Replay socket of each engine, tcp://host:port, in the order of --upstream"
+    )
+    kv_dialect: str = Field(default="", description="Form of the events, vllm or sglang; empty reads both")
+    kv_topic: str = Field(default="", description="Topic of the events; empty for all")
+    kv_dp_size: int = Field(default=1, ge=1, le=1024, description="Data-parallel ranks of each engine")
+    kv_block_size: int = Field(default=16, ge=1, description="Tokens of a KV block of the engines")
+    tokenizer: str = Field(
+        default="", description="Folder of the model's tokenizer and template; empty asks the engine's /tokenize"
+    )
+    router: str = Field(default="kv", description="Router plug-in that --kv-events uses")
+    policy: str = Field(default="", description="Routing policy of that router; empty for its default")
+    router_options: dict[str, Any] = Field(default_factory=dict, description="Further router options as a JSON object")
     workers: int = Field(default=1, ge=1, le=256, description="Processes that share the port")
     worker_index: int = Field(default=-1, ge=-1, description="Which of the workers this is; set by --workers")
     worker_folder: str = Field(default="", description="Where the workers meet; set by --workers")
