@@ -13,6 +13,7 @@ from dynamo_core.load import WorkerLoad
 from dynamo_frontend._catalog import ServedModel
 
 _VERDICT_AGE_S = 0.05
+MAX_OWN_THRESHOLDS = 1024
 
 
 class BusyThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +59,7 @@ class BusyThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Update(BusyThresholds, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model: str = ""
+    reset: bool = False
 
 
 class Admission:
@@ -107,6 +109,8 @@ class Admission:
     async def operate(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Admin operation ``busy_threshold``: set a model's thresholds (the default's without a model), show all.
 
+        With ``reset`` a model has the default's again.
+
         Raises:
             InvalidRequestError: naming the field that is wrong.
         """
@@ -121,10 +125,18 @@ class Admission:
     def _set(self, update: _Update) -> None:
         found = BusyThresholds(update.active_decode_blocks_threshold, update.active_prefill_tokens_threshold)
         self._verdicts.clear()
-        if update.model:
+        if not update.model:
+            self._default = found
+        elif update.reset:
+            self._own.pop(update.model, None)
+        elif update.model in self._own or len(self._own) < MAX_OWN_THRESHOLDS:
             self._own[update.model] = found
         else:
-            self._default = found
+            raise InvalidRequestError(
+                f"busy_threshold: {MAX_OWN_THRESHOLDS} models have thresholds of their own already; "
+                'take one back with {"model": NAME, "reset": true}.',
+                param="model",
+            )
 
     def _is_busy(self, model: ServedModel) -> bool:
         thresholds = self._own.get(model.name, self._default)
@@ -134,6 +146,8 @@ class Admission:
         now = self._clock.monotonic()
         known = self._verdicts.get(model.name)
         if known is None or now - known[0] > _VERDICT_AGE_S:
+            if known is None and len(self._verdicts) >= MAX_OWN_THRESHOLDS:
+                self._verdicts.clear()
             known = self._verdicts[model.name] = (now, thresholds.all_busy(model.router.loads()))
         return known[1]
 

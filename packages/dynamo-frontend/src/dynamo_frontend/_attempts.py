@@ -17,6 +17,7 @@ from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.routing import RoutingRequest
 from dynamo_core.tokens import BlockHasher, PackedHashes, PackedTokens, token_count
 from dynamo_frontend._ledger import TokenLedger
+from dynamo_frontend._media.source import block_media
 
 _NO_HASHES = PackedHashes(b"")
 _NO_TOKENS = PackedTokens(b"")
@@ -45,7 +46,9 @@ def routing_request(request: GenerateRequest, card: ModelCard, excluded: tuple[W
     local = sequence = _NO_HASHES
     if card.kv_block_size:
         hasher = BlockHasher(card.kv_block_size, request.routing.lora, request.routing.cache_salt)
-        hashes = hasher.hash_tokens(request.token_ids)
+        blocks = token_count(request.token_ids) // card.kv_block_size
+        media = block_media(request.parts, card.kv_block_size, blocks) if request.parts else ()
+        hashes = hasher.hash_tokens(request.token_ids, mm_hashes=media)
         local, sequence = hashes.local, hashes.sequence
     return RoutingRequest(
         request_id=request.request_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from dynamo_core.cards import ModelCard, is_model_ready
@@ -33,7 +34,8 @@ class ServedModel:
         text: Tokenizer and template.
         router: Chooses workers.
         records: Admitted records of every role, by key.
-        conflicts: Workers whose card differs: kept out.
+        conflicts: Workers whose card differs from the first of their role: kept out.
+        excluded: Workers at the endpoint that the router must not use.
         ready: Whether a request can be routed.
     """
 
@@ -44,6 +46,7 @@ class ServedModel:
     router: Router
     records: dict[str, ModelRecord] = field(default_factory=dict[str, ModelRecord])
     conflicts: dict[str, ModelRecord] = field(default_factory=dict[str, ModelRecord])
+    excluded: tuple[WorkerId, ...] = ()
     ready: bool = False
 
     @property
@@ -56,15 +59,24 @@ class ServedModel:
         """Whether any admitted worker answers requests."""
         return any(record.card.worker_type in _ANSWERS for record in self.records.values())
 
-    @property
-    def excluded(self) -> tuple[WorkerId, ...]:
-        """Workers the router must not use."""
-        return tuple(
+    def refresh(self) -> None:
+        """Work out again who must not be used: kept out, or of a role that does not answer."""
+        others = [record for record in self.records.values() if record.card.worker_type not in _ANSWERS]
+        self.excluded = tuple(
             WorkerId(record.instance_id, rank)
-            for record in self.conflicts.values()
+            for record in (*self.conflicts.values(), *others)
             if record.endpoint == self.endpoint
             for rank in _ranks(record.card)
         )
+
+    def agrees(self, record: ModelRecord) -> bool:
+        """Whether a record's card says what the admitted ones of its role say."""
+        card = record.card
+        if card.worker_type in _ANSWERS:
+            return _answering_checksum(card) == _answering_checksum(self.card)
+        role = (other for other in self.records.values() if other.card.worker_type is card.worker_type)
+        peer = next(role, None)
+        return peer is None or peer.card.checksum == card.checksum
 
 
 Admit = Callable[[ModelRecord], Awaitable[tuple[ModelText, Router]]]
@@ -74,8 +86,9 @@ Admit = Callable[[ModelRecord], Awaitable[tuple[ModelText, Router]]]
 class Catalog:
     """Watches models and instances.
 
-    A model's first card sets what the others must agree on; a worker with another checksum is kept out, is logged and
-    counted, and makes the model degraded, not broken.
+    The first card of each role sets what the others of that role must agree on: workers that answer form one role,
+    whether they prefill themselves or not, and each other worker type is one. A worker whose card differs is kept out,
+    is logged and counted, and makes the model degraded, not broken.
     """
 
     def __init__(self, context: ComponentContext, metrics: FrontendMetrics, admit: Admit) -> None:
@@ -128,11 +141,14 @@ class Catalog:
         self._waiting.pop(key, None)
         self._failed.pop(key, None)
         for model in list(self._models.values()):
-            model.conflicts.pop(key, None)
+            if model.conflicts.pop(key, None) is not None:
+                model.refresh()
             if model.records.pop(key, None) is None:
                 continue
             if not model.answering and not replaced:
                 await self._retire(model)
+            elif model.answering:
+                self._take_up(model)
 
     def find(self, name: str) -> ServedModel:
         """Return a ready model by name or alias.
@@ -217,18 +233,26 @@ class Catalog:
         _log.info("model admitted", model=model.name, endpoint=str(model.endpoint))
 
     def _join(self, model: ServedModel, record: ModelRecord) -> None:
-        same_role = record.endpoint == model.endpoint
-        if same_role and record.card.checksum != model.card.checksum:
+        if model.agrees(record):
+            model.records[record.key] = record
+        else:
             model.conflicts[record.key] = record
             _log.error(
-                "worker kept out: its card differs from the model's",
+                "worker kept out: its card differs from the others of its role",
                 model=model.name,
                 worker=f"{record.instance_id:x}",
+                role=record.card.worker_type.value,
                 card=record.card.checksum,
-                expected=model.card.checksum,
             )
-        else:
-            model.records[record.key] = record
+        model.refresh()
+
+    def _take_up(self, model: ServedModel) -> None:
+        """Let in who was kept out for the sake of workers that are gone."""
+        for key, record in list(model.conflicts.items()):
+            if model.agrees(record):
+                del model.conflicts[key]
+                self._join(model, record)
+        model.refresh()
 
     async def _retire(self, model: ServedModel) -> None:
         await self._drop(model)
@@ -248,6 +272,11 @@ class Catalog:
         for model in self._models.values():
             model.ready = self._is_ready(model)
             self._metrics.model_state(model.name, ready=model.ready, conflicts=len(model.conflicts))
+
+
+def _answering_checksum(card: ModelCard) -> str:
+    """Return what aggregated and decode workers of one model must agree on: their role is no difference."""
+    return msgspec.structs.replace(card, worker_type=WorkerType.AGGREGATED, needs=()).checksum
 
 
 def _ranks(card: ModelCard) -> range:

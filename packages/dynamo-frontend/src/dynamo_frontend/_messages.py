@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
-from dynamo_core.errors import InvalidRequestError, UnsupportedMediaError
+from dynamo_core.errors import InvalidRequestError
+from dynamo_frontend._media.parts import MediaCollector
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _FIELDS = frozenset(
@@ -15,19 +16,28 @@ _FIELDS = frozenset(
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 
 
-def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def template_messages(
+    messages: Sequence[dict[str, Any]], media: MediaCollector, *, as_parts: bool = False
+) -> list[dict[str, Any]]:
     """Return the messages with text contents and tool arguments as objects.
+
+    With ``as_parts`` a content with media stays a list of parts, in which ``{"type": "image"}`` and the like stand for
+    them. Without, only its text is left, and the worker places the media.
 
     Raises:
         InvalidRequestError: naming the message and field that is wrong.
-        UnsupportedMediaError: for content that is not text.
+        UnsupportedMediaError: for content that the model does not take.
     """
     if not messages:
         raise InvalidRequestError("messages is empty; send at least one message.", param="messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    found = [_message(message, f"messages[{index}]", media) for index, message in enumerate(messages)]
+    for message in found:
+        if isinstance(message["content"], list) and not as_parts:
+            message["content"] = "\n".join(part["text"] for part in message["content"] if part["type"] == "text")
+    return found
 
 
-def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
+def _message(message: dict[str, Any], where: str, media: MediaCollector) -> dict[str, Any]:
     role = message.get("role")
     if role not in _ROLES:
         raise InvalidRequestError(
@@ -38,36 +48,35 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
             raise InvalidRequestError(f"Unknown field '{where}.{field}'. Remove it.", param=f"{where}.{field}")
     found = dict(message)
     found["role"] = "system" if role == "developer" else role
-    found["content"] = _content(message.get("content"), where, optional=role == "assistant")
+    found["content"] = _content(message.get("content"), where, media, optional=role == "assistant")
     if message.get("tool_calls") is not None:
         found["tool_calls"] = _tool_calls(message["tool_calls"], where)
     return found
 
 
-def _content(content: Any, where: str, *, optional: bool) -> str | None:
+def _content(content: Any, where: str, media: MediaCollector, *, optional: bool) -> str | list[dict[str, Any]] | None:
     if isinstance(content, str):
         return content
     if content is None and optional:
         return None
     if not isinstance(content, list):
         raise InvalidRequestError(f"{where}.content must be text or a list of parts.", param=f"{where}.content")
-    parts = cast("list[Any]", content)
-    return "\n".join(_part(part, f"{where}.content[{index}]") for index, part in enumerate(parts))
+    parts = [_part(part, f"{where}.content[{i}]", media) for i, part in enumerate(cast("list[Any]", content))]
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: Any, where: str, media: MediaCollector) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise InvalidRequestError(f"{where} must be an object with a type.", param=where)
     fields = cast("dict[str, Any]", part)
-    kind = fields.get("type")
-    if kind not in _TEXT_PARTS:
-        raise UnsupportedMediaError(
-            f"{where} has type {kind!r}, which this model does not take; send text.", param=where
-        )
+    if fields.get("type") not in _TEXT_PARTS:
+        return media.add(fields, where)
     text = fields.get("text", fields.get("refusal"))
     if not isinstance(text, str):
         raise InvalidRequestError(f"{where}.text must be text.", param=f"{where}.text")
-    return text
+    return {"type": "text", "text": text}
 
 
 def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:

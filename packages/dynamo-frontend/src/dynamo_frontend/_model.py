@@ -11,9 +11,10 @@ from urllib.parse import unquote, urlsplit
 from dynamo_core.cards import ModelCard
 from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError
-from dynamo_core.parsing import ParserContext, ParserFactory
+from dynamo_core.parsing import ParserContext, ParserFactory, ParserFamily
 from dynamo_core.requests import SamplingOptions
 from dynamo_frontend._detokenize import DetokenizerFactory
+from dynamo_frontend._media.source import MediaSource
 from dynamo_frontend._openai.options import OptionMemo
 from dynamo_frontend._parsers.chain import (
     NO_PARSER,
@@ -47,6 +48,7 @@ class ModelText:
         options: Makes sampling options, from the model's defaults, and stop conditions.
         tool_parser: Name of the tool-call parser, or an empty string.
         reasoning_parser: Name of the reasoning parser, or an empty string.
+        media: Brings images, audio and video of requests in.
     """
 
     def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None, sampling: SamplingOptions) -> None:
@@ -54,12 +56,16 @@ class ModelText:
         self.detokenizers = DetokenizerFactory(tokenizer.tokenizer, tokenizer.spec)
         self.template = template
         self.options = OptionMemo(sampling)
+        self.media: MediaSource | None = None
         self.tool_parser = ""
         self.reasoning_parser = ""
         added = tokenizer.spec.get("added_tokens", ())
         self._special_texts = frozenset(str(token["content"]) for token in added if token.get("special"))
         self._tools: ParserFactory | None = None
         self._reasoning: ParserFactory | None = None
+        self._reasoning_family = ParserFamily()
+        self._tools_special = False
+        self._reasoning_special = False
 
     def use_parsers(self, *, tools: str, reasoning: str) -> None:
         """Choose the parsers by name.
@@ -67,14 +73,18 @@ class ModelText:
         Raises:
             ConfigurationError: if one is not installed.
         """
+        # Looked up here once: finding a plug-in costs as much as a third of a short request.
         self._tools = load_tool_parser(tools) if tools else None
         self._reasoning = load_reasoning_parser(reasoning) if reasoning else None
+        self._reasoning_family = load_family(reasoning) if reasoning else ParserFamily()
+        self._tools_special = bool(tools) and self._shows_markers_of(load_family(tools))
+        self._reasoning_special = self._shows_markers_of(self._reasoning_family)
         self.tool_parser = tools
         self.reasoning_parser = reasoning
 
     def reasoning_open(self, prompt: str) -> bool | None:
         """Return whether a prompt leaves the reasoning open; None if it does not say."""
-        return prompt_leaves_reasoning_open(load_family(self.reasoning_parser), prompt) if self._reasoning else None
+        return prompt_leaves_reasoning_open(self._reasoning_family, prompt)
 
     def parser(self, tools: Tools, *, reasoning_open: bool | None = None) -> OutputParser | None:
         """Return the parsers of one choice, or None if its text needs none.
@@ -83,15 +93,18 @@ class ModelText:
             tools: Tools whose calls to find.
             reasoning_open: What the prompt says of the reasoning.
         """
+        with_tools = bool(tools) and self._tools is not None
+        if not with_tools and self._reasoning is None:
+            return None
         functions = [tool["function"] for tool in tools]
         context = ParserContext({item["name"]: item.get("parameters") or {} for item in functions}, reasoning_open)
-        tool_parser = self._tools(context) if tools and self._tools is not None else None
+        tool_parser = self._tools(context) if with_tools and self._tools is not None else None
         reasoning = self._reasoning(context) if self._reasoning is not None else None
-        if tool_parser is None and reasoning is None:
-            return None
-        names = ([self.tool_parser] if tool_parser else []) + ([self.reasoning_parser] if reasoning else [])
-        special = any(not load_family(name).markers.isdisjoint(self._special_texts) for name in names)
+        special = self._reasoning_special or (with_tools and self._tools_special)
         return ParserChain(reasoning, tool_parser, needs_special_tokens=special)
+
+    def _shows_markers_of(self, family: ParserFamily) -> bool:
+        return not family.markers.isdisjoint(self._special_texts)
 
 
 async def load_model_text(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> ModelText:
@@ -100,7 +113,7 @@ async def load_model_text(card: ModelCard, settings: FrontendSettings, cache: To
     Raises:
         ConfigurationError: naming the file that is missing or damaged.
     """
-    text, source = await asyncio.to_thread(_load, card, settings, cache, clock)
+    text, source = await asyncio.to_thread(load_text_files, card, settings.tokenize_inline_chars, cache, clock)
     tools = settings.tool_call_parser or card.runtime_config.tool_call_parser or detect_tool_parser(source)
     reasoning = settings.reasoning_parser or card.runtime_config.reasoning_parser
     if not reasoning:
@@ -114,13 +127,18 @@ def _unless_none(name: str) -> str:
     return "" if name == NO_PARSER else name
 
 
-def _load(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> tuple[ModelText, str]:
+def load_text_files(card: ModelCard, inline_chars: int, cache: TokenCache, clock: Clock) -> tuple[ModelText, str]:
+    """Read a card's files; return the text side without parsers, and the source of its template.
+
+    Raises:
+        ConfigurationError: naming the file that is missing or damaged.
+    """
     path = model_file(card, "tokenizer")
     if path is None:
         raise ConfigurationError(
             f"model {card.name!r} has no tokenizer: its card names none and {card.model_path!r} holds no tokenizer.json"
         )
-    tokenizer = TextTokenizer(load_tokenizer(path), cache, inline_chars=settings.tokenize_inline_chars)
+    tokenizer = TextTokenizer(load_tokenizer(path), cache, inline_chars=inline_chars)
     config = _read_json(model_file(card, "tokenizer_config"))
     source = _template_source(card, config)
     template = ChatTemplate(source, _special_tokens(config), clock) if source else None

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from dynamo_core.content import ContentPart
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.requests import GenerateRequest, GuidedDecoding, OutputOptions
 from dynamo_core.tokens import PackedTokens, pack_tokens, token_count
 from dynamo_frontend._catalog import ServedModel
+from dynamo_frontend._media.parts import MediaCollector
+from dynamo_frontend._media.source import place_parts
 from dynamo_frontend._messages import template_messages
 from dynamo_frontend._openai.fields import ChatRequest, CommonFields, CompletionRequest
 from dynamo_frontend._openai.options import (
@@ -40,6 +43,8 @@ class GeneratePlan:
         forced_parser: Makes the parser of an output that is constrained to calls.
         single_call: Whether a choice ends after its first tool call.
         echoes: For each choice the prompt text it begins with; empty without ``echo``.
+        prompt_param: Field that the prompt came in.
+        parts: Images, audio and video, placed in the only prompt.
     """
 
     fields: CommonFields
@@ -54,6 +59,8 @@ class GeneratePlan:
     forced_parser: Callable[[], OutputParser] | None = None
     single_call: bool = False
     echoes: Sequence[str] = ()
+    prompt_param: str = "prompt"
+    parts: tuple[ContentPart, ...] = ()
 
     @property
     def choices_per_prompt(self) -> int:
@@ -79,6 +86,7 @@ class GeneratePlan:
                 request_id=f"{request_id}-{index}" if several else request_id,
                 model=self.model.name,
                 token_ids=prompt,
+                parts=self.parts,
                 sampling=sampling,
                 stop=self.model.text.options.stop(fields, self._budget(token_count(prompt))),
                 output=output,
@@ -92,7 +100,7 @@ class GeneratePlan:
         """Return the most tokens a choice may have, so that prompt and output fit the context."""
         context = self.model.card.context_length
         if not prompt_tokens:
-            raise InvalidRequestError("The prompt is empty; send at least one token.", param="prompt")
+            raise InvalidRequestError("The prompt is empty; send at least one token.", param=self.prompt_param)
         if not context:
             return self.max_tokens
         room = context - prompt_tokens
@@ -103,13 +111,13 @@ class GeneratePlan:
                 f"The prompt has {prompt_tokens} tokens{wanted}, but this model's context holds {context} in all. "
                 "Shorten the prompt or lower max_tokens.",
                 reason="context_length_exceeded",
-                param="messages" if self.chat else "prompt",
+                param=self.prompt_param,
             )
         return room if asked is None else asked
 
 
-async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
-    """Render and tokenise a chat.
+async def plan_chat(fields: ChatRequest, model: ServedModel, *, load_media: bool = True) -> GeneratePlan:
+    """Render and tokenise a chat, and bring its media in, if it is to run.
 
     Raises:
         InvalidRequestError: naming the field that is wrong.
@@ -125,7 +133,8 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
     guided = response_constraint(fields, guided_decoding(fields, capabilities), capabilities)
     if guided is not None and plan.guided is not None:
         raise InvalidRequestError("tool_choice and another constraint contradict each other.", param="tool_choice")
-    text = _render(fields, model, plan.tools)
+    media = collector(model)
+    text = render_chat(fields, model, plan.tools, media)
     prompt = await model.text.tokenizer.encode(text, add_special_tokens=False)
     return GeneratePlan(
         fields,
@@ -139,6 +148,8 @@ async def plan_chat(fields: ChatRequest, model: ServedModel) -> GeneratePlan:
         reasoning_open=model.text.reasoning_open(text),
         forced_parser=plan.parser,
         single_call=fields.parallel_tool_calls is False,
+        prompt_param="messages",
+        parts=await _parts(media, prompt, model) if load_media else (),
     )
 
 
@@ -174,8 +185,27 @@ async def plan_completion(fields: CompletionRequest, model: ServedModel) -> Gene
     )
 
 
-def _render(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, Any]]) -> str:
-    assert model.text.template is not None
+def collector(model: ServedModel) -> MediaCollector:
+    """Return what gathers the media that a model takes."""
+    source = model.text.media
+    return MediaCollector(model.card.input_modalities, source.limits.max_items if source is not None else 0)
+
+
+async def _parts(media: MediaCollector, prompt: PackedTokens, model: ServedModel) -> tuple[ContentPart, ...]:
+    source = model.text.media
+    if not media.refs or source is None:
+        return ()
+    return place_parts(await source.load(media.refs), prompt, model.card.runtime_config.runtime_data)
+
+
+def render_chat(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, Any]], media: MediaCollector) -> str:
+    """Return the text that the model's template makes of a chat; its media go to the collector.
+
+    Raises:
+        InvalidRequestError: naming the field that is wrong.
+    """
+    if model.text.template is None:
+        raise InvalidRequestError(f"The model '{model.name}' has no chat template; use /v1/completions.", param="model")
     if fields.chat_template_kwargs is not None and fields.chat_template_args is not None:
         raise InvalidRequestError(
             "chat_template_args is another name of chat_template_kwargs; give one.", param="chat_template_args"
@@ -190,7 +220,7 @@ def _render(fields: ChatRequest, model: ServedModel, tools: Sequence[dict[str, A
             "continue_final_message needs add_generation_prompt to be false.", param="continue_final_message"
         )
     return model.text.template.render(
-        template_messages(fields.messages),
+        template_messages(fields.messages, media, as_parts=model.text.template.takes_parts),
         tools=tools,
         add_generation_prompt=opens,
         continue_final_message=going_on,
@@ -234,13 +264,22 @@ def _is_token_list(item: Any) -> bool:
 async def _encode(prompt: str | list[int], model: ServedModel, where: str) -> PackedTokens:
     if isinstance(prompt, str):
         return await model.text.tokenizer.encode(prompt, add_special_tokens=True)
+    check_token_ids(prompt, model, where)
+    return pack_tokens(prompt)
+
+
+def check_token_ids(token_ids: Sequence[int], model: ServedModel, where: str) -> None:
+    """Refuse ids that the model does not know.
+
+    Raises:
+        InvalidRequestError: naming the field and the id.
+    """
     size = model.text.tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)
-    for token in prompt:
+    for token in token_ids:
         if not 0 <= token < size:
             raise InvalidRequestError(
                 f"{where} has token id {token}; this model's are 0 to {size - 1}.", param=where.partition("[")[0]
             )
-    return pack_tokens(prompt)
 
 
 def _echo(prompt: str | list[int], packed: PackedTokens, model: ServedModel) -> str:

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from dynamo_core.enums import FinishReason
 from dynamo_core.errors import DynamoError
+from dynamo_core.parsing import ArgumentsDelta, CallEnd, CallStart, ParsedDelta, TextDelta
 from dynamo_core.requests import TokenLogprob, Usage
 from dynamo_frontend._detokenize import Detokenizer
 from dynamo_frontend._generation import Generation
-from dynamo_frontend._parsers.contract import OutputParser, ParsedDelta, TextDelta, ToolCallDelta
+from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._stop import StopMatcher
+from dynamo_frontend._writer import ReplyWriter, SilentWriter
 
-_FINISH_NAMES = {FinishReason.LENGTH: "length", FinishReason.CONTENT_FILTER: "content_filter"}
-
-
-class ReplyWriter(Protocol):
-    """Writes one reply in an API's form. ``logprobs`` covers the tokens that arrived with the text."""
-
-    def text(self, choice: int, text: str, logprobs: Sequence[TokenLogprob]) -> None:
-        """Add to a choice's answer."""
-        ...
-
-    def reasoning(self, choice: int, text: str) -> None:
-        """Add to a choice's reasoning."""
-        ...
-
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Add a tool call; ``index`` counts a choice's calls."""
-        ...
-
-    def finish(self, choice: int, reason: str, stop: str | None) -> None:
-        """End a choice: ``stop`` (with the stop string, if any), ``length``, ``tool_calls`` or ``content_filter``."""
-        ...
-
-    def flush(self) -> None:
-        """Send what has been written."""
-        ...
-
-    def done(self, usage: Usage) -> None:
-        """End the reply."""
-        ...
-
-    def failed(self, error: DynamoError) -> None:
-        """End the reply with an error."""
-        ...
-
-    @property
-    def writable(self) -> bool:
-        """Whether the client keeps up."""
-        ...
+FINISH_NAMES = {FinishReason.LENGTH: "length", FinishReason.CONTENT_FILTER: "content_filter"}
 
 
 class ChoiceText:
@@ -72,6 +36,7 @@ class ChoiceText:
         "_single_call",
         "_thinking",
         "calls",
+        "ended_calls",
         "parser",
         "reasoning_tokens",
     )
@@ -92,6 +57,7 @@ class ChoiceText:
         self._count = 0
         self.parser = parser
         self.calls = 0
+        self.ended_calls = 0
         self.reasoning_tokens = 0
         # Tokens so far while no answer has begun; None once one has, or without a parser.
         self._thinking = 0 if parser is not None else None
@@ -150,37 +116,10 @@ class ChoiceText:
     @property
     def wants_no_more(self) -> bool:
         """Whether the choice is to end after the call it has made."""
-        return self._single_call and self.calls > 0
+        return self._single_call and self.ended_calls > 0
 
 
-class _SilentWriter:
-    """Writer of a reply that is over."""
-
-    writable = True
-
-    def text(self, choice: int, text: str, logprobs: Sequence[TokenLogprob]) -> None:
-        """Drop it."""
-
-    def reasoning(self, choice: int, text: str) -> None:
-        """Drop it."""
-
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Drop it."""
-
-    def finish(self, choice: int, reason: str, stop: str | None) -> None:
-        """Drop it."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def done(self, usage: Usage) -> None:
-        """Drop it."""
-
-    def failed(self, error: DynamoError) -> None:
-        """Drop it."""
-
-
-_SILENT = _SilentWriter()
+_SILENT = SilentWriter()
 
 
 def _nothing(error: DynamoError | None) -> None:
@@ -311,7 +250,7 @@ class Reply:
                 deltas = state.parser.finish()
                 state.note(deltas, 0)
                 self._write_parsed(choice, deltas, ())
-        name = _FINISH_NAMES.get(reason, "stop")
+        name = FINISH_NAMES.get(reason, "stop")
         self.writer.finish(choice, "tool_calls" if state.calls and name == "stop" else name, state.stop)
 
     def flush(self) -> None:
@@ -375,18 +314,25 @@ class Reply:
 
     def _write_parsed(self, choice: int, deltas: Sequence[ParsedDelta], logprobs: Sequence[TokenLogprob]) -> None:
         state = self._choices[choice]
+        writer = self.writer
         for delta in deltas:
             if state.wants_no_more:
                 break
-            if isinstance(delta, ToolCallDelta):
-                self.writer.tool_call(choice, state.count_call(), delta)
-            elif delta.reasoning:
-                self.writer.reasoning(choice, delta.text)
-            else:
-                self.writer.text(choice, delta.text, logprobs)
-                logprobs = ()
+            match delta:
+                case TextDelta(text=text, reasoning=False):
+                    writer.text(choice, text, logprobs)
+                    logprobs = ()
+                case TextDelta(text=text):
+                    writer.reasoning(choice, text)
+                case CallStart(name=name):
+                    writer.call_start(choice, state.count_call(), name)
+                case ArgumentsDelta(text=text):
+                    writer.call_arguments(choice, text)
+                case CallEnd(complete=complete):
+                    state.ended_calls += 1
+                    writer.call_end(choice, complete=complete)
         if logprobs:
             self.writer.text(choice, "", logprobs)
 
 
-__all__ = ["ChoiceText", "ParsedDelta", "PromptSink", "Reply", "ReplyWriter", "TextDelta"]
+__all__ = ["ChoiceText", "PromptSink", "Reply", "ReplyWriter"]

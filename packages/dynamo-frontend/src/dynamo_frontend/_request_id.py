@@ -15,4 +15,9 @@ _random = random.Random(random.SystemRandom().getrandbits(256))
 def request_id_of(request: HttpRequest) -> str:
     """Return the caller's request id if it is a plain one, else a new one."""
     given = request.header("x-request-id")
-    return given if _PLAIN.fullmatch(given) else f"{_random.getrandbits(128):032x}"
+    return given if is_plain_id(given) else f"{_random.getrandbits(128):032x}"
+
+
+def is_plain_id(given: str) -> bool:
+    """Return whether a caller's id is one that logs and other ids can carry."""
+    return _PLAIN.fullmatch(given) is not None

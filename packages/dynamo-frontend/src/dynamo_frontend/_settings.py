@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from dynamo_core.settings import DynamoSettings
 from dynamo_frontend._http.limits import HttpLimits
+from dynamo_frontend._http.tls import ServerTls
 
 _MIB = 1 << 20
 
@@ -28,6 +29,25 @@ class HttpSettings(DynamoSettings):
         default=60.0, gt=0, description="Time after which a client that stops reading is cut"
     )
 
+    tls_cert_path: str = Field(default="", description="Certificate with its chain, PEM; empty for plain HTTP")
+    tls_key_path: str = Field(default="", description="Key of the certificate, PEM, without a passphrase")
+    tls_client_ca_cert_path: str = Field(
+        default="", description="Authorities of clients, PEM; with it each client must show a certificate of one"
+    )
+    api_keys_file: str = Field(
+        default="", description="File of `dynamo-frontend keys`; with it every request needs a key. Empty for none"
+    )
+
+    def server_tls(self) -> ServerTls | None:
+        """Return the server's certificate, if there is one.
+
+        Raises:
+            ConfigurationError: naming the file and what is wrong with it.
+        """
+        if not (self.tls_cert_path or self.tls_key_path or self.tls_client_ca_cert_path):
+            return None
+        return ServerTls(self.tls_cert_path, self.tls_key_path, self.tls_client_ca_cert_path)
+
     def http_limits(self) -> HttpLimits:
         """Return the limits of one connection."""
         return HttpLimits(
@@ -42,6 +62,9 @@ class HttpSettings(DynamoSettings):
 class FrontendSettings(HttpSettings):
     """OpenAI-compatible HTTP frontend."""
 
+    http_reuse_port: bool = Field(
+        default=False, description="Share the port with other frontends of this machine, one process a core"
+    )
     router: str = Field(default="kv", description="Router plug-in; round-robin needs nothing but dynamo-core")
     policy: str = Field(default="", description="Routing policy of that router; empty for its default")
     router_options: dict[str, Any] = Field(default_factory=dict, description="Further router options as a JSON object")
@@ -77,6 +100,33 @@ class FrontendSettings(HttpSettings):
         ge=0,
         description="Silence after which a stream sends a comment; 0 for never. It commits status 200",
     )
+    kserve_grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of the KServe v2 gRPC server on the HTTP host, 0 for a free one; unset: none. "
+        "Needs the extra `kserve`",
+    )
+    media_urls: Literal["fetch", "pass", "refuse"] = Field(
+        default="fetch",
+        description="Images, audio and video by URL: `fetch` them (needs the extra `media`), `pass` the URL on to the "
+        "worker, which then answers for where it leads, or `refuse` it",
+    )
+    media_limit_mb: int = Field(default=20, ge=1, description="Largest image, sound or film in MiB")
+    media_items: int = Field(default=16, ge=0, description="Most images, sounds and films of one request")
+    media_timeout_s: float = Field(default=10.0, gt=0, description="Time for one to be fetched, redirects included")
+    media_allowed_hosts: list[str] = Field(
+        default_factory=list, description="Hosts that media may be fetched from although their addresses are not public"
+    )
+    stream_resume: bool = Field(
+        default=False,
+        description="Let every stream be resumed after a lost connection, not only those whose request asks for it",
+    )
+    stream_grace_s: float = Field(
+        default=15.0, gt=0, description="Time a resumable stream waits for its client, and is kept after its end"
+    )
+    stream_replay_kb: int = Field(default=1024, ge=1, description="Events kept of one resumable stream, in KiB")
+    stream_replay_total_mb: int = Field(default=64, ge=1, description="Events kept of all resumable streams, in MiB")
     traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
 
 
@@ -84,6 +134,33 @@ class GatewaySettings(HttpSettings):
     """Gateway before OpenAI-compatible engines."""
 
     upstream: list[str] = Field(description="Base URL of an engine, http://host:port; may be given several times")
+    upstream_ca_path: str = Field(
+        default="", description="Authorities of engines behind https, PEM; empty for the system's"
+    )
+    upstream_api_key: SecretStr = Field(
+        default=SecretStr(""), description="Key sent to the engines in place of the caller's; empty passes that on"
+    )
+    kv_events: list[str] = Field(
+        default_factory=list,
+        description="Where each engine publishes its KV events, tcp://host:port, in the order of --upstream; with it "
+        "requests go to the engine that holds their prefix, by a router plug-in (pip install dynamo-router)",
+    )
+    kv_events_replay: list[str] = Field(
+        default_factory=list, description="Replay socket of each engine, tcp://host:port, in the order of --upstream"
+    )
+    kv_dialect: str = Field(default="", description="Form of the events, vllm or sglang; empty reads both")
+    kv_topic: str = Field(default="", description="Topic of the events; empty for all")
+    kv_dp_size: int = Field(default=1, ge=1, le=1024, description="Data-parallel ranks of each engine")
+    kv_block_size: int = Field(default=16, ge=1, description="Tokens of a KV block of the engines")
+    tokenizer: str = Field(
+        default="", description="Folder of the model's tokenizer and template; empty asks the engine's /tokenize"
+    )
+    router: str = Field(default="kv", description="Router plug-in that --kv-events uses")
+    policy: str = Field(default="", description="Routing policy of that router; empty for its default")
+    router_options: dict[str, Any] = Field(default_factory=dict, description="Further router options as a JSON object")
+    workers: int = Field(default=1, ge=1, le=256, description="Processes that share the port")
+    worker_index: int = Field(default=-1, ge=-1, description="Which of the workers this is; set by --workers")
+    worker_folder: str = Field(default="", description="Where the workers meet; set by --workers")
     retry_limit: int = Field(default=2, ge=0, le=16, description="Further engines tried before the first byte")
     probe_interval_s: float = Field(default=5.0, gt=0, description="How often engines are asked for their models")
     drain_timeout_s: float = Field(default=30.0, ge=0, description="Time for running replies at the end")

@@ -18,6 +18,7 @@ from dynamo_frontend._metrics import FrontendMetrics
 
 JSON = "application/json"
 MODELS_PATH = "/v1/models"
+_READY_SUFFIX = "/ready"
 
 
 class StatusApi:
@@ -44,12 +45,17 @@ class StatusApi:
         _send(response, 200, {"object": "list", "data": data})
 
     def model(self, request: HttpRequest, response: HttpResponse) -> None:
-        """``GET /v1/models/{id}``."""
+        """``GET /v1/models/{id}``, and ``GET /v1/models/{id}/ready``."""
         name = urllib.parse.unquote(request.path[len(MODELS_PATH) + 1 :])
         for model in self._catalog.models():
             if name in _names(model):
                 _send(response, 200, _model_object(name, model))
                 return
+        if name.endswith(_READY_SUFFIX):
+            model = self._catalog.find(name.removesuffix(_READY_SUFFIX))
+            workers = sum(record.endpoint == model.endpoint for record in model.records.values())
+            _send(response, 200, {"id": model.name, "object": "model.readiness", "ready": True, "workers": workers})
+            return
         raise NotFoundError(f"The model '{name}' does not exist.", reason="model_not_found", param="model")
 
     def live(self, request: HttpRequest, response: HttpResponse) -> None:

@@ -15,6 +15,7 @@ from dynamo_core.errors import ConfigurationError, InvalidRequestError
 
 MAX_TEMPLATE_FUEL = 50_000_000
 _GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_LOOP_OVER_PARTS = re.compile(r"\bin\s+\w+(?:\.content\b|\[\s*['\"]content['\"]\s*\])")
 _RESERVED = frozenset(
     {"messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"}
 )
@@ -32,6 +33,9 @@ class ChatTemplate:
         special_tokens: ``bos_token``, ``eos_token`` and the like by name.
         clock: For ``strftime_now``.
 
+    Attributes:
+        takes_parts: Whether it reads contents that are lists of parts.
+
     Raises:
         ConfigurationError: if the source does not parse.
     """
@@ -41,6 +45,7 @@ class ChatTemplate:
         self._special = dict(special_tokens)
         # Markers for training frameworks; they print nothing.
         cleaned = _GENERATION_TAG.sub("", source)
+        self.takes_parts = _LOOP_OVER_PARTS.search(source) is not None
         environment = minijinja.Environment(
             trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False, undefined_behavior="chainable"
         )

@@ -2,10 +2,11 @@
 
 import pytest
 
+from dynamo_core.clock import SystemClock
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.ids import WorkerId
 from dynamo_core.load import ProjectedLoad, ReportedLoad, WorkerLoad
-from dynamo_frontend._admission import BusyThresholds
+from dynamo_frontend._admission import MAX_OWN_THRESHOLDS, Admission, BusyThresholds
 
 
 def load(used=0, total=100, prefill=0, decode=0):
@@ -64,3 +65,15 @@ async def test_bad_thresholds_are_refused(stack, arguments):
     await stack.start(workers=0)
     with pytest.raises(InvalidRequestError):
         await stack.context.admin_routes["busy_threshold"](arguments)
+
+
+async def test_thresholds_of_single_models_are_bounded_and_can_be_taken_back():
+    admission = Admission(8, BusyThresholds(), SystemClock())
+    for index in range(MAX_OWN_THRESHOLDS):
+        await admission.operate({"model": f"m{index}", "active_prefill_tokens_threshold": 5})
+    with pytest.raises(InvalidRequestError, match="reset"):
+        await admission.operate({"model": "one more"})
+    await admission.operate({"model": "m0", "active_prefill_tokens_threshold": 6})
+    shown = await admission.operate({"model": "m1", "reset": True})
+    assert "m1" not in shown["models"]
+    await admission.operate({"model": "one more"})

@@ -107,3 +107,45 @@ async def test_health_and_live(stack):
     await stack.frontend.drain(1.0)
     assert (await stack.get("/health")).status == 503
     assert (await stack.get("/live")).status == 200
+
+
+def conflicts(stack):
+    (model,) = stack.frontend._catalog._models.values()
+    return len(model.records), len(model.conflicts)
+
+
+async def split_cards(stack):
+    needs = ((WorkerType.PREFILL,),)
+    decode = msgspec.structs.replace(stack.card, worker_type=WorkerType.DECODE, needs=needs)
+    return decode, msgspec.structs.replace(stack.card, worker_type=WorkerType.PREFILL)
+
+
+async def test_prefill_worker_at_the_same_endpoint_is_no_conflict_and_gets_no_request(stack):
+    stack.say("fine")
+    decode, prefill = await split_cards(stack)
+    await stack.start(workers=0)
+    await stack.add_worker(1, decode)
+    await stack.add_worker(2, prefill)
+    await stack.ready()
+    assert conflicts(stack) == (2, 0)
+    for _ in range(4):
+        assert (await stack.chat()).headers["x-dynamo-worker-id"] == "1/0"
+
+
+async def test_each_role_agrees_on_a_card_of_its_own(stack):
+    decode, prefill = await split_cards(stack)
+    await stack.start(workers=0)
+    await stack.add_worker(1, decode)
+    first = await stack.add_worker(2, prefill)
+    await stack.add_worker(3, msgspec.structs.replace(prefill, context_length=1))
+    # An aggregated worker answers as a decode worker does, so it must agree with it on all but its role.
+    await stack.add_worker(4, stack.card)
+    await stack.add_worker(5, msgspec.structs.replace(stack.card, context_length=1))
+    await stack.ready()
+
+    async def split(admitted, kept_out):
+        return conflicts(stack) == (admitted, kept_out)
+
+    await until(stack, lambda: split(3, 2))
+    await first.lease.revoke()
+    await until(stack, lambda: split(3, 1))

@@ -132,6 +132,17 @@ TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": 
 CALL = 'Let me see.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 
 
+def streamed_calls(reply):
+    found = []
+    for choice in [choice for event in reply.events[:-1] for choice in event["choices"]]:
+        for call in choice["delta"].get("tool_calls", []):
+            if "id" in call:
+                found.append(call)
+            else:
+                found[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+    return found
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_reasoning_and_tool_call(stack, stream):
     stack.say("<think>\nHmm, weather.\n</think>\n" + CALL)
@@ -140,7 +151,7 @@ async def test_reasoning_and_tool_call(stack, stream):
     if stream:
         assert joined(reply) == "Let me see."
         assert joined(reply, "reasoning_content") == "Hmm, weather.\n"
-        calls = [c for e in reply.events[:-1] for ch in e["choices"] for c in ch["delta"].get("tool_calls", [])]
+        calls = streamed_calls(reply)
         assert reply.events[-2]["choices"][0]["finish_reason"] == "tool_calls"
     else:
         message = reply.json["choices"][0]["message"]
@@ -336,7 +347,7 @@ async def test_forced_tool_choice_constrains_the_output(guided, choice, output, 
     await guided.start()
     reply = await guided.chat(tools=TOOLS, tool_choice=choice, stream=stream)
     if stream:
-        calls = [c for e in reply.events[:-1] for ch in e["choices"] for c in ch["delta"].get("tool_calls", [])]
+        calls = streamed_calls(reply)
         assert joined(reply) == ""
     else:
         calls = reply.json["choices"][0]["message"]["tool_calls"]

@@ -29,6 +29,7 @@ class Engine:
         self.lost = asyncio.Event()
         self.server = None
         self.writers = set()
+        self.accepted = 0
 
     async def start(self, port=0):
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", port)
@@ -42,6 +43,7 @@ class Engine:
 
     async def serve(self, reader, writer):
         self.writers.add(writer)
+        self.accepted += 1
         try:
             while request := await read_request(reader):
                 await self.answer(request, writer)
@@ -106,7 +108,8 @@ async def engines():
 @contextlib.asynccontextmanager
 async def running(engines, **options):
     urls = [f"http://127.0.0.1:{engine.port}" for engine in engines]
-    settings = GatewaySettings(upstream=urls, http_port=0, probe_interval_s=0.02, drain_timeout_s=5, **options)
+    options = {"probe_interval_s": 0.02, "drain_timeout_s": 5, **options}
+    settings = GatewaySettings(upstream=urls, http_port=0, **options)
     gateway = Gateway(settings, Metrics(), SystemClock())
     await gateway.start()
     try:
@@ -166,12 +169,13 @@ async def test_whole_reply_passes_unchanged(gateway, engines):
     assert answer.headers["x-dynamo-upstream"].startswith("127.0.0.1:")
 
 
-async def test_engines_take_turns_and_connections_are_kept(gateway, engines):
-    for _ in range(10):
-        await call(gateway)
-    assert [len(engine.requests) for engine in engines] == [5, 5]
-    # A probe that runs beside a request needs a connection of its own.
-    assert all(len(engine.writers) <= 2 for engine in engines)
+async def test_engines_take_turns_and_connections_are_kept(engines):
+    # A probe that runs beside a request needs a connection of its own: here there is only the one of the start.
+    async with running(engines, probe_interval_s=3600) as gateway:
+        for _ in range(10):
+            await call(gateway)
+        assert [len(engine.requests) for engine in engines] == [5, 5]
+        assert [engine.accepted for engine in engines] == [1, 1]
 
 
 async def test_stock_client_streams_through(gateway):
@@ -281,7 +285,7 @@ async def test_encoded_line_breaks_stay_encoded(gateway, engines):
     assert request[1] == "/v1/x%0D%0Aevil:%201"
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "localhost:8000", "http://", "https://x"])
+@pytest.mark.parametrize("url", ["ftp://x", "localhost:8000", "http://", "https://x?y"])
 def test_bad_upstreams_are_named(url):
     with pytest.raises(ConfigurationError, match="--upstream"):
         Gateway(GatewaySettings(upstream=[url]), Metrics(), SystemClock())

@@ -42,6 +42,7 @@ async def test_every_path_of_the_document_is_served(stack):
     assert served == document()
     for path, methods in served["paths"].items():
         for method in methods:
-            reply = await (stack.get(path) if method == "get" else stack.post(path, {}))
+            target = path.replace("{model}", "tiny")
+            reply = await (stack.get(target) if method == "get" else stack.post(target, {}))
             assert str(reply.status) in methods[method]["responses"], path
             assert reply.status in (200, 400), path

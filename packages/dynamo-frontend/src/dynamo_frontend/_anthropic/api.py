@@ -46,21 +46,22 @@ class AnthropicApi:
             form = ReplyForm("messages", "msg_", _writer)
             await self._generate.serve(chat, model, plan_chat, request, response, form)
         except DynamoError as error:
-            self._refuse(error, request, response)
+            self.refuse(error, request, response)
 
     async def count_tokens(self, request: HttpRequest, response: HttpResponse) -> None:
         """``POST /v1/messages/count_tokens``."""
         try:
             fields = cast("CountTokensRequest", _COUNT.decode(request.body))
             chat = to_chat(fields)
-            plan = await plan_chat(chat, self._generate.find(chat, ModelType.CHAT))
+            plan = await plan_chat(chat, self._generate.find(chat, ModelType.CHAT), load_media=False)
         except DynamoError as error:
-            self._refuse(error, request, response)
+            self.refuse(error, request, response)
             return
         body = {"input_tokens": sum(token_count(prompt) for prompt in plan.prompts)}
         response.send(200, msgspec.json.encode(body), JSON, {"x-request-id": request_id_of(request)})
 
-    def _refuse(self, error: DynamoError, request: HttpRequest, response: HttpResponse) -> None:
+    def refuse(self, error: DynamoError, request: HttpRequest, response: HttpResponse) -> None:
+        """Answer an error in this API's form."""
         status = http_status(error, self._overload_status)
         send_anthropic_error(response, error, status, {"x-request-id": request_id_of(request)})
 

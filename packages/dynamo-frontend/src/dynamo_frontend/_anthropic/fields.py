@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from dynamo_core.errors import InvalidRequestError, UnsupportedMediaError
+from dynamo_frontend._media.parts import PlacedPart
 from dynamo_frontend._openai.fields import ChatRequest, FunctionSpec, ToolSpec
 
 
@@ -99,17 +100,36 @@ def _message(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 def _user(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    texts: list[str] = []
+    parts: list[dict[str, Any]] = []
     for index, block in enumerate(blocks):
         place = f"{where}.content[{index}]"
-        if block.get("type") == "tool_result":
+        if block.get("type") == "image":
+            parts.append(_image(block, place))
+        elif block.get("type") == "tool_result":
             content = _result(block.get("content"), place)
             found.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id", "")), "content": content})
         else:
-            texts.append(_text(block, place))
-    if texts:
-        found.append({"role": "user", "content": "\n".join(texts)})
+            parts.append({"type": "text", "text": _text(block, place)})
+    if parts:
+        found.append({"role": "user", "content": parts})
     return found
+
+
+def _image(block: Mapping[str, Any], where: str) -> PlacedPart:
+    source = block.get("source")
+    fields = cast("dict[str, Any]", source) if isinstance(source, dict) else {}
+    kind = fields.get("type")
+    if kind == "base64":
+        url: Any = f"data:{fields.get('media_type')};base64,{fields.get('data')}"
+    elif kind == "url":
+        url = fields.get("url")
+    else:
+        raise InvalidRequestError(
+            f"{where}.source.type is {kind!r}; use 'base64' or 'url'.", param=f"{where}.source.type"
+        )
+    part = PlacedPart(type="image_url", image_url={"url": url})
+    part.where = where
+    return part
 
 
 def _assistant(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

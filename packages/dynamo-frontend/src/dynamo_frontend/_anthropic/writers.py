@@ -13,7 +13,6 @@ from dynamo_core.requests import TokenLogprob, Usage
 from dynamo_frontend._errors import error_headers, http_status
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.stream import EVENT_STREAM, JSON, ReplyHead
-from dynamo_frontend._parsers.contract import ToolCallDelta
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 _ERROR_TYPES = {
@@ -48,6 +47,7 @@ class MessageWriter:
         self._response = response
         self._head = head
         self._blocks: list[dict[str, Any]] = []
+        self._arguments: list[str] = []
         self._reason: str = "end_turn"
         self._stop: str | None = None
 
@@ -64,9 +64,18 @@ class MessageWriter:
         """Gather thinking."""
         self._add("thinking", text)
 
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Gather a tool use."""
-        self._blocks.append({**tool_use(self._head, index, call), "input": _input(call)})
+    def call_start(self, choice: int, index: int, name: str) -> None:
+        """Begin a tool use."""
+        self._blocks.append(tool_use(self._head, index, name))
+        self._arguments = []
+
+    def call_arguments(self, choice: int, text: str) -> None:
+        """Gather a tool use's input."""
+        self._arguments.append(text)
+
+    def call_end(self, choice: int, *, complete: bool) -> None:
+        """Read the input; what was cut off is no JSON, and is shown as the text it is."""
+        self._blocks[-1]["input"] = _input("".join(self._arguments))
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Note why it ended."""
@@ -131,12 +140,17 @@ class MessageStream:
         self._block("thinking", block, b'{"type":"thinking_delta","thinking":')
         self._pieces.append(self._delta_head + _encode(text) + b"}}\n\n")
 
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Add a tool use as a block of its own."""
+    def call_start(self, choice: int, index: int, name: str) -> None:
+        """Begin a tool use as a block of its own."""
         self._close_block()
-        block = {**tool_use(self._head, index, call), "input": {}}
-        self._block("tool_use", block, b'{"type":"input_json_delta","partial_json":')
-        self._pieces.append(self._delta_head + _encode(json.dumps(_input(call), ensure_ascii=False)) + b"}}\n\n")
+        self._block("tool_use", tool_use(self._head, index, name), b'{"type":"input_json_delta","partial_json":')
+
+    def call_arguments(self, choice: int, text: str) -> None:
+        """Add to the tool use's input."""
+        self._pieces.append(self._delta_head + _encode(text) + b"}}\n\n")
+
+    def call_end(self, choice: int, *, complete: bool) -> None:
+        """End the tool use's block."""
         self._close_block()
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
@@ -227,13 +241,13 @@ def stop_reason(reason: str, stop: str | None) -> str:
     return "stop_sequence" if stop is not None and reason == "stop" else _STOP_REASONS.get(reason, "end_turn")
 
 
-def tool_use(head: ReplyHead, index: int, call: ToolCallDelta) -> dict[str, Any]:
-    """Return a tool-use block without its input."""
-    return {"type": "tool_use", "id": f"toolu_{head.reply_id.removeprefix('msg_')}_{index}", "name": call.name}
+def tool_use(head: ReplyHead, index: int, name: str) -> dict[str, Any]:
+    """Return a tool-use block whose input is yet to come."""
+    return {"type": "tool_use", "id": f"toolu_{head.reply_id.removeprefix('msg_')}_{index}", "name": name, "input": {}}
 
 
-def _input(call: ToolCallDelta) -> Any:
+def _input(arguments: str) -> Any:
     try:
-        return json.loads(call.arguments)
+        return json.loads(arguments)
     except ValueError:
-        return {"arguments": call.arguments}
+        return {"arguments": arguments}

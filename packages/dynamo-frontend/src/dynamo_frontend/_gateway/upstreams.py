@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import ssl
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import msgspec
@@ -18,12 +19,17 @@ _PROBE_TIMEOUT_S = 5.0
 _MAX_LISTING_BYTES = 4 << 20
 
 
+async def _nothing() -> None:
+    """Follow nothing."""
+
+
 class Upstream:
     """One engine."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext, api_key: str = "") -> None:
         self.url = url.rstrip("/")
-        self.pool = UpstreamPool(url)
+        self.pool = UpstreamPool(url, tls)
+        self._api_key = api_key
         self.models: dict[str, dict[str, Any]] = {}
         self.up = False
         self.in_flight = 0
@@ -31,6 +37,8 @@ class Upstream:
 
     def request(self, method: str, path: str, headers: dict[str, str], body: bytes) -> bytes:
         """Return the bytes of a request to this engine."""
+        if self._api_key:
+            headers = {**headers, "authorization": f"Bearer {self._api_key}"}
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         target = self.pool.prefix + path
         head = (
@@ -46,13 +54,30 @@ class Upstreams:
     served least recently breaks ties. An engine that cannot be reached is left out until it answers a probe again.
     """
 
-    def __init__(self, urls: Collection[str], clock: Clock) -> None:
-        self.members = [Upstream(url) for url in urls]
+    def __init__(self, urls: Collection[str], clock: Clock, tls: ssl.SSLContext, *, api_key: str = "") -> None:
+        self.members = [Upstream(url, tls, api_key) for url in urls]
         self._clock = clock
         self._turn = 0
 
     def choose(self, model: str, excluded: Collection[Upstream] = ()) -> Upstream:
         """Return the engine for a request and count it in.
+
+        Raises:
+            NotFoundError: if no engine serves the model.
+            UnavailableError: if those that do are down or excluded.
+        """
+        chosen = min(self.serving(model, excluded), key=lambda member: (member.in_flight, member.served))
+        self.take(chosen)
+        return chosen
+
+    def take(self, upstream: Upstream) -> None:
+        """Count a request in."""
+        upstream.in_flight += 1
+        self._turn += 1
+        upstream.served = self._turn
+
+    def serving(self, model: str, excluded: Collection[Upstream] = ()) -> list[Upstream]:
+        """Return the engines that can take a request for a model; there is at least one.
 
         Raises:
             NotFoundError: if no engine serves the model.
@@ -73,15 +98,15 @@ class Upstreams:
                 reason="backend.unavailable",
                 retry_after_s=1.0,
             )
-        chosen = min(usable, key=lambda member: (member.in_flight, member.served))
-        chosen.in_flight += 1
-        self._turn += 1
-        chosen.served = self._turn
-        return chosen
+        return usable
 
     def models(self) -> dict[str, dict[str, Any]]:
         """Return the models that can answer, by name."""
         return {name: shown for member in self.members if member.up for name, shown in member.models.items()}
+
+    def states(self) -> list[tuple[str, bool, int]]:
+        """Return each engine's URL, whether it is up, and its requests in flight."""
+        return [(member.url, member.up, member.in_flight) for member in self.members]
 
     def mark_down(self, upstream: Upstream, reason: str) -> None:
         """Leave an engine out until it answers a probe."""
@@ -93,11 +118,12 @@ class Upstreams:
         """Ask every engine for its models, once."""
         await asyncio.gather(*(self._probe(member) for member in self.members))
 
-    async def watch(self, interval_s: float) -> None:
-        """Probe until cancelled."""
+    async def watch(self, interval_s: float, followed: Callable[[], Awaitable[None]] = _nothing) -> None:
+        """Probe until cancelled; ``followed`` is called after each round."""
         while True:
             await self._clock.sleep(interval_s)
             await self.probe()
+            await followed()
 
     def close(self) -> None:
         """Close idle connections."""
@@ -146,19 +172,30 @@ class _Listing(msgspec.Struct):
     data: list[dict[str, Any]]
 
 
-async def _list_models(upstream: Upstream) -> dict[str, dict[str, Any]]:
+async def ask(upstream: Upstream, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """Return status and body of a small exchange with an engine. Cancelling it drops the connection.
+
+    Raises:
+        DynamoError: if the engine cannot be reached or breaks off.
+    """
     connection = await upstream.pool.acquire()
     collector = _Collector()
-    connection.send(upstream.request("GET", "/v1/models", {"accept": "application/json"}, b""), collector)
+    headers = {"accept": "application/json", **({"content-type": "application/json"} if body else {})}
+    connection.send(upstream.request(method, path, headers, body), collector)
     try:
         await collector.done
     except asyncio.CancelledError:
         connection.abort()
         raise
-    if collector.status != 200:
-        raise BackendProtocolError(f"/v1/models answered {collector.status}")
+    return collector.status, bytes(collector.body)
+
+
+async def _list_models(upstream: Upstream) -> dict[str, dict[str, Any]]:
+    status, body = await ask(upstream, "GET", "/v1/models")
+    if status != 200:
+        raise BackendProtocolError(f"/v1/models answered {status}")
     try:
-        listing = msgspec.json.decode(collector.body, type=_Listing)
+        listing = msgspec.json.decode(body, type=_Listing)
     except msgspec.MsgspecError as error:
         raise BackendProtocolError(f"/v1/models is not a model list: {error}") from error
     return {str(item["id"]): item for item in listing.data if "id" in item}

@@ -14,7 +14,6 @@ from dynamo_frontend._errors import error_body, error_headers, http_status
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.logprobs import LogprobFormat
 from dynamo_frontend._openai.usage import usage_object
-from dynamo_frontend._parsers.contract import ToolCallDelta
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 JSON = "application/json"
@@ -125,6 +124,7 @@ class ChatStream(SseWriter):
         super().__init__(response, head, usage)
         self._logprobs = logprobs
         self._opened: dict[int, bytes] = {}
+        self._calls: dict[int, int] = {}
         self._plain_tail = b',"logprobs":null,"finish_reason":null}]' + self._null_usage + b"}\n\n"
 
     def text(self, choice: int, text: str, logprobs: Sequence[TokenLogprob]) -> None:
@@ -142,12 +142,20 @@ class ChatStream(SseWriter):
         """Add a reasoning delta."""
         self._delta(self._opened.get(choice) or self._open(choice), {"reasoning_content": text})
 
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Add a tool call."""
-        function = {"name": call.name, "arguments": call.arguments}
+    def call_start(self, choice: int, index: int, name: str) -> None:
+        """Begin a tool call: its name comes once, its arguments follow as they are made."""
+        self._calls[choice] = index
         entry = {"index": index, "id": tool_call_id(self._head.reply_id, choice, index), "type": "function"}
-        delta = {"tool_calls": [{**entry, "function": function}]}
+        delta = {"tool_calls": [{**entry, "function": {"name": name, "arguments": ""}}]}
         self._delta(self._opened.get(choice) or self._open(choice), delta)
+
+    def call_arguments(self, choice: int, text: str) -> None:
+        """Add to the open call's arguments."""
+        delta = {"tool_calls": [{"index": self._calls[choice], "function": {"arguments": text}}]}
+        self._delta(self._opened[choice], delta)
+
+    def call_end(self, choice: int, *, complete: bool) -> None:
+        """Do nothing: this form does not mark the end of a call."""
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Add the end of a choice."""
@@ -211,9 +219,15 @@ class CompletionStream(SseWriter):
         """Completions have no reasoning of their own; it is text."""
         self.text(choice, text, ())
 
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Completions have no tool calls; the call is text."""
-        self.text(choice, call.arguments, ())
+    def call_start(self, choice: int, index: int, name: str) -> None:
+        """Do nothing: completions have no tool calls."""
+
+    def call_arguments(self, choice: int, text: str) -> None:
+        """Completions have no tool calls; what is written is text."""
+        self.text(choice, text, ())
+
+    def call_end(self, choice: int, *, complete: bool) -> None:
+        """Do nothing: completions have no tool calls."""
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Add the end of a choice."""

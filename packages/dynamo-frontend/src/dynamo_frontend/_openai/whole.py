@@ -15,7 +15,14 @@ from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.logprobs import LogprobFormat
 from dynamo_frontend._openai.stream import JSON, ReplyHead, send_error, tool_call_id
 from dynamo_frontend._openai.usage import usage_object
-from dynamo_frontend._parsers.contract import ToolCallDelta
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call while it grows."""
+
+    name: str
+    arguments: list[str] = field(default_factory=list[str])
 
 
 @dataclass(slots=True)
@@ -24,7 +31,7 @@ class _Choice:
 
     text: list[str] = field(default_factory=list[str])
     reasoning: list[str] = field(default_factory=list[str])
-    calls: list[ToolCallDelta] = field(default_factory=list[ToolCallDelta])
+    calls: list[_Call] = field(default_factory=list[_Call])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     finish_reason: str = ""
 
@@ -55,9 +62,17 @@ class WholeWriter(abc.ABC):
         """Gather reasoning."""
         self._choices[choice].reasoning.append(text)
 
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Gather a call."""
-        self._choices[choice].calls.append(call)
+    def call_start(self, choice: int, index: int, name: str) -> None:
+        """Begin a call."""
+        self._choices[choice].calls.append(_Call(name))
+
+    def call_arguments(self, choice: int, text: str) -> None:
+        """Gather a call's arguments."""
+        self._choices[choice].calls[-1].arguments.append(text)
+
+    def call_end(self, choice: int, *, complete: bool) -> None:
+        """Do nothing: this form does not mark a call that was cut off."""
+        return
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Note the end of a choice."""
@@ -104,7 +119,7 @@ class ChatWhole(WholeWriter):
                 {
                     "id": tool_call_id(self._head.reply_id, index, number),
                     "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
+                    "function": {"name": call.name, "arguments": "".join(call.arguments)},
                 }
                 for number, call in enumerate(state.calls)
             ]

@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from dynamo_core import plugins
 from dynamo_core.errors import ConfigurationError
-from dynamo_core.parsing import (
-    ArgumentsDelta,
-    CallEnd,
-    CallStart,
-    OutputParser,
-    ParserFactory,
-    ParserFamily,
-    TextDelta,
-)
-from dynamo_core.parsing import ParsedDelta as CallDelta
-from dynamo_frontend._parsers.contract import ParsedDelta, ToolCallDelta
+from dynamo_core.parsing import OutputParser, ParsedDelta, ParserFactory, ParserFamily, TextDelta
 
 NO_PARSER = "none"
 """Name by which an operator says that no parser is to be used."""
 
 
-class StreamChain:
-    """One choice's parsers in order. Tool calls are not looked for inside reasoning."""
-
-    def __init__(self, reasoning: OutputParser | None, tools: OutputParser | None) -> None:
-        self._reasoning = reasoning
-        self._tools = tools
-
-    def feed(self, text: str) -> Sequence[CallDelta]:
-        """Take the next text."""
-        if self._reasoning is None:
-            return self._tools.feed(text) if self._tools is not None else [TextDelta(text)]
-        return self._through_tools(self._reasoning.feed(text))
-
-    def finish(self) -> Sequence[CallDelta]:
-        """Return what both held back."""
-        found = list(self._through_tools(self._reasoning.finish())) if self._reasoning is not None else []
-        if self._tools is not None:
-            found.extend(self._tools.finish())
-        return found
-
-    def _through_tools(self, deltas: Sequence[CallDelta]) -> Sequence[CallDelta]:
-        if self._tools is None:
-            return deltas
-        found: list[CallDelta] = []
-        for delta in deltas:
-            if isinstance(delta, TextDelta) and not delta.reasoning:
-                found.extend(self._tools.feed(delta.text))
-            else:
-                found.append(delta)
-        return found
-
-
 class ParserChain:
-    """A ``StreamChain`` that gives each call whole, as soon as it is.
+    """One choice's parsers in order. Tool calls are not looked for inside reasoning.
 
     Args:
         reasoning: Finds reasoning; None without.
@@ -67,31 +25,31 @@ class ParserChain:
         self, reasoning: OutputParser | None, tools: OutputParser | None, *, needs_special_tokens: bool = False
     ) -> None:
         self.needs_special_tokens = needs_special_tokens
-        self._chain = StreamChain(reasoning, tools)
-        self._name = ""
-        self._arguments: list[str] = []
+        self._reasoning = reasoning
+        self._tools = tools
 
     def feed(self, text: str) -> Sequence[ParsedDelta]:
         """Take the next text."""
-        return self._joined(self._chain.feed(text))
+        if self._reasoning is None:
+            return self._tools.feed(text) if self._tools is not None else [TextDelta(text)]
+        return self._through_tools(self._reasoning.feed(text))
 
     def finish(self) -> Sequence[ParsedDelta]:
-        """Return what was held back."""
-        return self._joined(self._chain.finish())
+        """Return what both held back."""
+        found = list(self._through_tools(self._reasoning.finish())) if self._reasoning is not None else []
+        if self._tools is not None:
+            found.extend(self._tools.finish())
+        return found
 
-    def _joined(self, deltas: Iterable[CallDelta]) -> Sequence[ParsedDelta]:
+    def _through_tools(self, deltas: Sequence[ParsedDelta]) -> Sequence[ParsedDelta]:
+        if self._tools is None:
+            return deltas
         found: list[ParsedDelta] = []
         for delta in deltas:
-            match delta:
-                case TextDelta():
-                    found.append(delta)
-                case CallStart(name=name):
-                    self._name = name
-                case ArgumentsDelta(text=text):
-                    self._arguments.append(text)
-                case CallEnd():
-                    found.append(ToolCallDelta(self._name, "".join(self._arguments)))
-                    self._arguments.clear()
+            if isinstance(delta, TextDelta) and not delta.reasoning:
+                found.extend(self._tools.feed(delta.text))
+            else:
+                found.append(delta)
         return found
 
 

@@ -49,7 +49,7 @@ class ResponsesApi:
         """``POST /v1/responses/input_tokens``."""
         fields = cast("InputTokensRequest", _INPUT_TOKENS.decode(request.body))
         chat = to_chat(fields)
-        plan = await plan_chat(chat, self._generate.find(chat, ModelType.CHAT))
+        plan = await plan_chat(chat, self._generate.find(chat, ModelType.CHAT), load_media=False)
         count = sum(token_count(prompt) for prompt in plan.prompts)
         body = msgspec.json.encode({"object": "response.input_tokens", "input_tokens": count})
         response.send(200, body, JSON, {"x-request-id": request_id_of(request)})

@@ -13,7 +13,6 @@ from dynamo_core.requests import TokenLogprob, Usage
 from dynamo_frontend._errors import error_object
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.stream import EVENT_STREAM, JSON, ReplyHead, send_error
-from dynamo_frontend._parsers.contract import ToolCallDelta
 
 _encode = msgspec.json.encode
 _PARTS = {"message": "output_text", "reasoning": "reasoning_text"}
@@ -26,15 +25,16 @@ class _Item:
     kind: str
     item_id: str
     pieces: list[str] = field(default_factory=list[str])
-    call: ToolCallDelta | None = None
     call_id: str = ""
+    name: str = ""
+    status: str = "in_progress"
 
-    def shown(self, status: str) -> dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """Return the item as the API shows it."""
-        head = {"id": self.item_id, "type": self.kind, "status": status}
-        if self.call is not None:
-            return {**head, "call_id": self.call_id, "name": self.call.name, "arguments": self.call.arguments}
-        content = [self.part()] if status != "in_progress" else []
+        head = {"id": self.item_id, "type": self.kind, "status": self.status}
+        if self.kind == "function_call":
+            return {**head, "call_id": self.call_id, "name": self.name, "arguments": "".join(self.pieces)}
+        content = [self.part()] if self.status != "in_progress" else []
         if self.kind == "reasoning":
             return {**head, "summary": [], "content": content}
         return {**head, "role": "assistant", "content": content}
@@ -83,15 +83,19 @@ class ResponseWriter:
         """Add reasoning."""
         self._grow("reasoning", text)
 
-    def tool_call(self, choice: int, index: int, call: ToolCallDelta) -> None:
-        """Add a function call."""
+    def call_start(self, choice: int, index: int, name: str) -> None:
+        """Begin a function call."""
         self._close()
-        item = self._add("function_call", call)
-        place = {"item_id": item.item_id, "output_index": len(self._items) - 1}
-        self._event("response.function_call_arguments.delta", {**place, "delta": call.arguments})
-        done = {**place, "name": call.name, "arguments": call.arguments}
-        self._event("response.function_call_arguments.done", done)
-        self._close()
+        self._add("function_call", name)
+
+    def call_arguments(self, choice: int, text: str) -> None:
+        """Add to the function call's arguments."""
+        self._items[-1].pieces.append(text)
+        self._event("response.function_call_arguments.delta", {**self._item_place(), "delta": text})
+
+    def call_end(self, choice: int, *, complete: bool) -> None:
+        """End the function call; one that was cut off is shown as incomplete."""
+        self._close("completed" if complete else "incomplete")
 
     def finish(self, choice: int, reason: str, stop: str | None) -> None:
         """Note why it ended."""
@@ -144,38 +148,45 @@ class ResponseWriter:
     def _grow(self, kind: str, text: str) -> None:
         if not self._open or self._items[-1].kind != kind:
             self._close()
-            item = self._add(kind, None)
+            item = self._add(kind)
             self._event("response.content_part.added", {**self._place(), "part": {**item.part()}})
         self._items[-1].pieces.append(text)
         extra = {"logprobs": []} if kind == "message" else {}
         self._event(f"response.{_PARTS[kind]}.delta", {**self._place(), "delta": text, **extra})
 
-    def _add(self, kind: str, call: ToolCallDelta | None) -> _Item:
+    def _add(self, kind: str, name: str = "") -> _Item:
         self._begin()
         number = len(self._items)
         suffix = self._head.reply_id.removeprefix("resp_")
         prefix = {"message": "msg", "reasoning": "rs", "function_call": "fc"}[kind]
-        item = _Item(kind, f"{prefix}_{suffix}_{number}", call=call, call_id=f"call_{suffix}_{number}")
+        item = _Item(kind, f"{prefix}_{suffix}_{number}", call_id=f"call_{suffix}_{number}", name=name)
         self._items.append(item)
         self._open = True
-        self._event("response.output_item.added", {"output_index": number, "item": item.shown("in_progress")})
+        self._event("response.output_item.added", {"output_index": number, "item": item.shown()})
         return item
 
-    def _close(self) -> None:
+    def _close(self, status: str = "completed") -> None:
         if not self._open:
             return
         self._open = False
         item = self._items[-1]
-        if item.call is None:
+        item.status = status
+        if item.kind == "function_call":
+            done = {**self._item_place(), "name": item.name, "arguments": "".join(item.pieces)}
+            self._event("response.function_call_arguments.done", done)
+        else:
             part = item.part()
             extra = {"logprobs": []} if item.kind == "message" else {}
             self._event(f"response.{_PARTS[item.kind]}.done", {**self._place(), "text": part["text"], **extra})
             self._event("response.content_part.done", {**self._place(), "part": part})
-        done = {"output_index": len(self._items) - 1, "item": item.shown("completed")}
+        done = {"output_index": len(self._items) - 1, "item": item.shown()}
         self._event("response.output_item.done", done)
 
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self._items[-1].item_id, "output_index": len(self._items) - 1, "content_index": 0}
+        return {**self._item_place(), "content_index": 0}
+
+    def _item_place(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1].item_id, "output_index": len(self._items) - 1}
 
     def _event(self, kind: str, data: dict[str, Any]) -> None:
         if self._stream:
@@ -193,7 +204,7 @@ class ResponseWriter:
             "error": None,
             "incomplete_details": {"reason": cut} if status == "incomplete" else None,
             "model": self._head.model,
-            "output": [item.shown("completed") for item in self._items],
+            "output": [item.shown() for item in self._items],
             "previous_response_id": None,
             "store": False,
             "truncation": "disabled",

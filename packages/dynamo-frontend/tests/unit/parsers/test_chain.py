@@ -4,6 +4,7 @@ import re
 import sys
 from importlib.metadata import EntryPoint
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 
@@ -13,18 +14,23 @@ from dynamo_core.parsing import ArgumentsDelta, CallEnd, CallStart, ParserContex
 from dynamo_frontend._parsers import families
 from dynamo_frontend._parsers.chain import (
     ParserChain,
-    StreamChain,
     check_parsers,
     load_family,
     load_reasoning_parser,
     load_tool_parser,
     prompt_leaves_reasoning_open,
 )
-from dynamo_frontend._parsers.contract import ToolCallDelta
 from dynamo_frontend._parsers.machine import GrammarParser
 
 CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
-F = ToolCallDelta("f", '{"a": 1}')
+
+
+class Call(NamedTuple):
+    name: str
+    arguments: str
+
+
+F = Call("f", '{"a": 1}')
 TOOL_NAMES = """deepseek_v3 deepseek_v3_1 deepseek_v3_2 deepseek_v4 default gemma4 glm47 harmony hermes jamba kimi_k2
     llama3_json minimax_m2 minimax_m3 mistral nemotron_deci nemotron_nano phi4 pythonic qwen3_coder"""
 REASONING_NAMES = """basic deepseek_r1 deepseek_v4 gemma4 glm45 gpt_oss granite kimi kimi_k25 minimax_append_think
@@ -36,7 +42,23 @@ def parser_of(factory):
 
 
 def parse(chain, *pieces):
-    return [delta for piece in pieces for delta in chain.feed(piece)] + list(chain.finish())
+    return joined([delta for piece in pieces for delta in chain.feed(piece)] + list(chain.finish()))
+
+
+def joined(deltas):
+    """Deltas with each call as one."""
+    found, name, arguments = [], "", ""
+    for delta in deltas:
+        match delta:
+            case CallStart():
+                name, arguments = delta.name, ""
+            case ArgumentsDelta():
+                arguments += delta.text
+            case CallEnd():
+                found.append(Call(name, arguments))
+            case _:
+                found.append(delta)
+    return found
 
 
 def test_calls_are_not_looked_for_in_reasoning():
@@ -52,15 +74,18 @@ def test_reasoning_alone_and_nothing_at_all():
     assert parse(ParserChain(None, None), CALL) == [TextDelta(CALL)]
 
 
-def test_a_whole_call_is_given_as_soon_as_its_arguments_end():
+def test_a_call_ends_with_its_arguments():
     chain = ParserChain(None, parser_of(load_tool_parser("hermes")))
-    assert list(chain.feed(CALL[: CALL.index("}}")])) == []
-    assert list(chain.feed("}")) == [F]
+    first = list(chain.feed(CALL[: CALL.index("}}")]))
+    assert first[0] == CallStart("f")
+    last = list(chain.feed("}"))
+    assert last == [ArgumentsDelta("}"), CallEnd()]
+    assert "".join(delta.text for delta in [*first[1:], last[0]]) == F.arguments
     assert parse(chain, "}</tool_call>") == []
 
 
 def test_a_streamed_call_begins_before_its_arguments():
-    chain = StreamChain(None, parser_of(load_tool_parser("hermes")))
+    chain = ParserChain(None, parser_of(load_tool_parser("hermes")))
     assert list(chain.feed('<tool_call>{"name": "f", "arguments": ')) == []
     assert next(iter(chain.feed("{"))) == CallStart("f")
 
@@ -76,7 +101,7 @@ def test_channels_reach_the_call_parser_behind_the_reasoning_parser():
     for place in range(len(text)):
         chain = ParserChain(parser_of(load_reasoning_parser("gpt_oss")), parser_of(load_tool_parser("harmony")))
         deltas = parse(chain, text[:place], text[place:])
-        assert [d for d in deltas if isinstance(d, ToolCallDelta)] == [F]
+        assert [d for d in deltas if isinstance(d, Call)] == [F]
         assert "".join(d.text for d in deltas if isinstance(d, TextDelta)) == "Hm.So."
 
 
@@ -156,7 +181,7 @@ def test_a_parser_of_another_distribution(entries, monkeypatch):
     monkeypatch.setitem(sys.modules, "shouting", module)
     entries.append(EntryPoint("shout", "shouting:FAMILY", "dynamo_core.parsers"))
     chain = ParserChain(None, parser_of(load_tool_parser("shout")))
-    assert parse(chain, "hello\nHE", "LP\nbye") == [TextDelta("hello\n"), ToolCallDelta("HELP", "{}"), TextDelta("bye")]
+    assert parse(chain, "hello\nHE", "LP\nbye") == [TextDelta("hello\n"), Call("HELP", "{}"), TextDelta("bye")]
 
 
 def test_an_entry_that_is_no_family_is_refused(entries):

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_core.parsing import ArgumentsDelta, CallEnd, CallStart, ParserContext, TextDelta
@@ -113,6 +113,7 @@ def test_cut_at_every_character(table, sample):
         assert joined(run(table, sample, [text[:place], text[place:]])) == expected, place
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_cut_anywhere_and_joined_with_other_samples(data):
     table = data.draw(st.sampled_from(TABLES))
@@ -122,6 +123,7 @@ def test_cut_anywhere_and_joined_with_other_samples(data):
     assert joined(run(table, {}, pieces_at(text, places))) == joined(run(table, {}, [text]))
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_text_is_parsed_the_same_however_cut(data):
     table = data.draw(st.sampled_from(TABLES))

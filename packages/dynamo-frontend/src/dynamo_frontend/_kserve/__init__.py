@@ -1,0 +1,1 @@
+"""The KServe v2 inference protocol, as REST and as gRPC, over text completions."""
