@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
-from struct import Struct
+from struct import Struct, iter_unpack
 from typing import Literal, NewType
 
 import msgspec
@@ -162,9 +162,8 @@ class BlockHasher(msgspec.Struct, frozen=True):
         digest = xxhash.xxh3_64_intdigest
         stop = len(packed) - len(packed) % step
         if not any(mm_hashes):
-            # Slices of a view copy nothing.
-            view = memoryview(packed)
-            return [digest(view[i : i + step], seed) for i in range(start_block * step, stop, step)]
+            blocks = memoryview(packed)[start_block * step : max(stop, start_block * step)]
+            return [digest(block, seed) for (block,) in iter_unpack(f"{step}s", blocks)]
         extras = {i: pack_hashes(sorted(items)) for i, items in enumerate(mm_hashes) if items}
         return [
             digest(bytes(packed[i : i + step]) + extras.get(i // step, b""), seed)

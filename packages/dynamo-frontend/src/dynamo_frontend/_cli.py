@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from dynamo_core.clock import SystemClock
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.settings import resolve_settings
 from dynamo_core.telemetry import Metrics
+from dynamo_frontend._access.command import keys_command
 from dynamo_frontend._gateway.gateway import Gateway
+from dynamo_frontend._gateway.workers import WorkerProcesses, reserve_port
 from dynamo_frontend._settings import GatewaySettings
 
-_USAGE = """usage: dynamo-frontend serve --upstream http://host:port [--upstream ...] [options]
+_COLLECT_AFTER_OBJECTS = 20_000
+_USAGE = """usage: dynamo-frontend COMMAND [options]; dynamo-frontend COMMAND --help shows the options
 
-  serve    a gateway before OpenAI-compatible engines; `dynamo-frontend serve --help` shows the options
+  serve --upstream http://host:port [--upstream ...]   a gateway before OpenAI-compatible engines
+  keys new|list|revoke --file FILE                     API keys of a gateway or frontend
 
 The frontend for Dynamo workers runs as `dynamo frontend` (pip install dynamo-runtime)."""
 
@@ -27,15 +34,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)  # noqa: T201 - the output of --help
         return 0 if arguments else 2
-    if arguments[0] != "serve":
-        print(f"dynamo-frontend: unknown command {arguments[0]!r}; there is: serve", file=sys.stderr)  # noqa: T201 - as below
+    command = _COMMANDS.get(arguments[0])
+    if command is None:
+        known = ", ".join(_COMMANDS)
+        print(f"dynamo-frontend: unknown command {arguments[0]!r}; there are: {known}", file=sys.stderr)  # noqa: T201 - as below
         return 2
     try:
-        _run(_settings(arguments[1:]))
+        return command(arguments[1:])
     except ConfigurationError as error:
         print(f"dynamo-frontend: {error.message}", file=sys.stderr)  # noqa: T201 - the command's answer
         return 2
+
+
+def _keys(arguments: list[str]) -> int:
+    for line in keys_command(arguments):
+        print(line)  # noqa: T201 - the command's answer
     return 0
+
+
+def _serve(arguments: list[str]) -> int:
+    settings = _settings(arguments)
+    if settings.workers > 1 and settings.worker_index < 0:
+        holder, port = reserve_port(settings.http_host, settings.http_port)
+        with holder:
+            return _run(_run_workers([*arguments, "--http-port", str(port)], settings))
+    _spare_the_collector()
+    return _run(_run_gateway(settings))
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {"serve": _serve, "keys": _keys}
 
 
 def _settings(arguments: Sequence[str]) -> GatewaySettings:
@@ -48,26 +75,58 @@ def _settings(arguments: Sequence[str]) -> GatewaySettings:
     return resolved.get(GatewaySettings)
 
 
-def _run(settings: GatewaySettings) -> None:
+def _run(work: Coroutine[Any, Any, int]) -> int:
     if sys.platform == "win32":
-        asyncio.run(_serve(settings))
-        return
+        return asyncio.run(work)
     import uvloop
 
-    uvloop.run(_serve(settings))
+    return uvloop.run(work)
 
 
-async def _serve(settings: GatewaySettings) -> None:
-    gateway = Gateway(settings, Metrics(), SystemClock())
+def _spare_the_collector() -> None:
+    """Let the garbage collector leave modules alone and come rarely: what requests leave behind has no circles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS, 20, 50)
+
+
+def _stop_signals() -> asyncio.Event:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+async def _run_workers(arguments: list[str], settings: GatewaySettings) -> int:
+    workers = WorkerProcesses(arguments, settings.workers, SystemClock(), settings.drain_timeout_s)
+    return await workers.run(_stop_signals())
+
+
+async def _run_gateway(settings: GatewaySettings) -> int:
+    fixed = {"worker": str(settings.worker_index)} if settings.worker_index >= 0 else {}
+    gateway = Gateway(settings, Metrics(labels=fixed), SystemClock())
+    stopping = _stop_signals()
+    if settings.worker_index >= 0:
+        _end_with_parent(stopping)
     try:
         await gateway.start()
         await stopping.wait()
     finally:
         await gateway.stop()
+    return 0
+
+
+def _end_with_parent(stopping: asyncio.Event) -> None:
+    """Stop once the input ends, which the starting process holds open as long as it lives."""
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        if not os.read(0, 1024):
+            loop.remove_reader(0)
+            stopping.set()
+
+    loop.add_reader(0, ended)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from dynamo_core.enums import HealthState
 from dynamo_core.planes import TRAFFIC, Publisher, Topic
 from dynamo_core.routing import Router, RouterFactory, RouterScope
 from dynamo_core.settings import DynamoSettings
+from dynamo_frontend._access.access import open_door
 from dynamo_frontend._admission import Admission, BusyThresholds
 from dynamo_frontend._anthropic.api import AnthropicApi
+from dynamo_frontend._anthropic.writers import anthropic_error
 from dynamo_frontend._catalog import Catalog
 from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
@@ -83,6 +85,7 @@ class Frontend:
         self._media = MediaSource(_media_limits(settings), MediaMetrics(context.metrics))
         self._runner = CompletionRunner(self._api)
         self._streams = ResumableStreams(_resume_limits(settings), context.clock, ResumeMetrics(context.metrics))
+        self._access = open_door(settings, context.clock, context.metrics)
         self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
         self.kserve = KserveGrpcServer(self._runner)
         self._router_factory: RouterFactory | None = None
@@ -94,19 +97,33 @@ class Frontend:
         """Where it listens; valid once started."""
         host = self._settings.http_host
         shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-        return f"http://{f'[{shown}]' if ':' in shown else shown}:{self.server.port}"
+        return f"{self.server.scheme}://{f'[{shown}]' if ':' in shown else shown}:{self.server.port}"
 
     async def start(self) -> None:
         """Load the router plug-in, listen, and begin to watch for models.
 
         Raises:
-            ConfigurationError: if the router or a parser is not installed, or the port cannot be had.
+            ConfigurationError: if the router or a parser is not installed, a file of keys or certificates cannot be
+                read, or the port cannot be had.
         """
         context = self._context
         check_parsers(tools=self._settings.tool_call_parser, reasoning=self._settings.reasoning_parser)
         self._router_factory = cast("RouterFactory", plugins.load("routers", self._settings.router))
+<<<<<<< HEAD
+        settings = self._settings
+        if self._access is not None:
+            self._access.load()
+        await self.server.start(
+            settings.http_host,
+            settings.http_port,
+            backlog=settings.http_backlog,
+            reuse_port=settings.http_reuse_port,
+            tls=settings.server_tls(),
+        )
+=======
         await self.server.start(self._settings.http_host, self._settings.http_port, backlog=self._settings.http_backlog)
         await self._start_kserve()
+>>>>>>> frontend3
         self._publisher = await context.event_bus.publisher(Topic(TRAFFIC, context.namespace))
         interval = self._settings.traffic_interval_s
         self._tasks = [
@@ -116,6 +133,8 @@ class Frontend:
                 publish_traffic(self._traffic, self._publisher, context.clock, interval), name="frontend-traffic"
             ),
         ]
+        if self._access is not None:
+            self._tasks.append(context.spawn(self._access.watch(), name="frontend-keys"))
         self._state = Health(HealthState.READY)
         context.admin_routes["busy_threshold"] = self._admission.operate
         context.health.register(self.name, lambda: self._state)
@@ -175,11 +194,12 @@ class Frontend:
         text = TextApi(self._api)
         kserve = KserveRest(self._runner, overload_status=self._settings.overload_status)
         resumable = self._streams.resumable
+        messages = resumable(anthropic.messages, anthropic.refuse)
         table = {
             "/v1/chat/completions": Route({"POST": resumable(self._api.chat)}),
             "/v1/completions": Route({"POST": resumable(self._api.completions)}),
-            "/v1/messages": Route({"POST": resumable(anthropic.messages, anthropic.refuse)}),
-            "/v1/messages/count_tokens": Route({"POST": anthropic.count_tokens}),
+            "/v1/messages": Route({"POST": messages}, error_body=anthropic_error),
+            "/v1/messages/count_tokens": Route({"POST": anthropic.count_tokens}, error_body=anthropic_error),
             "/v1/responses": Route({"POST": resumable(responses.responses)}),
             "/v1/responses/input_tokens": Route({"POST": responses.input_tokens}),
             "/v1/embeddings": Route({"POST": EmbeddingsApi(self._api).embeddings}),
@@ -194,12 +214,12 @@ class Frontend:
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
             "/openapi.json": Route({"GET": openapi}),
-            "/health": Route({"GET": status.health}),
-            "/live": Route({"GET": status.live}),
-            "/ready": Route({"GET": status.ready}),
-            "/metrics": Route({"GET": status.metrics}),
+            "/health": Route({"GET": status.health}, open=True),
+            "/live": Route({"GET": status.live}, open=True),
+            "/ready": Route({"GET": status.ready}, open=True),
+            "/metrics": Route({"GET": status.metrics}, open=True),
         }
-        return Routes(table, overload_status=self._settings.overload_status)
+        return Routes(table, overload_status=self._settings.overload_status, door=self._access)
 
 
 def _resume_limits(settings: FrontendSettings) -> ResumeLimits:

@@ -29,7 +29,7 @@ _METRIC_TYPES = {
     ErrorClass.UNSUPPORTED_MEDIA: "validation",
     ErrorClass.NOT_FOUND: "not_found",
     ErrorClass.CAPACITY_EXHAUSTED: "overload",
-    ErrorClass.RATE_LIMITED: "overload",
+    ErrorClass.RATE_LIMITED: "rate_limited",
     ErrorClass.UNAVAILABLE: "unavailable",
     ErrorClass.CANCELLED: "cancelled",
     ErrorClass.NOT_IMPLEMENTED: "not_implemented",
@@ -68,7 +68,9 @@ def http_status(error: DynamoError, overload_status: int = 529) -> int:
 
 
 def error_headers(error: DynamoError) -> dict[str, str]:
-    """Return headers that belong to an error: when to come again, if that is known."""
+    """Return headers that belong to an error: how to say who one is, or when to come again if that is known."""
+    if error.error_class is ErrorClass.UNAUTHENTICATED:
+        return {"www-authenticate": "Bearer"}
     if error.retry_after_s is None:
         return {}
     return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}

@@ -9,6 +9,7 @@ from typing import TypeVar
 from dynamo_core.enums import ModelType
 from dynamo_core.errors import CancelledRequestError, DynamoError, InvalidRequestError
 from dynamo_core.requests import Usage
+from dynamo_core.tokens import token_count
 from dynamo_frontend._admission import Admission
 from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._generation import Generation, GenerationServices
@@ -29,6 +30,8 @@ from dynamo_frontend._traffic import TrafficLog
 
 F = TypeVar("F", bound=CommonFields)
 WriterFactory = Callable[[HttpResponse, GeneratePlan, ReplyHead, StreamUsage], ReplyWriter]
+# What is set aside for a request that does not say how much it may generate; the true amount is settled at its end.
+_UNSAID_OUTPUT_TOKENS = 256
 _CHAT = BodyDecoder(ChatRequest)
 _COMPLETION = BodyDecoder(CompletionRequest)
 
@@ -144,6 +147,7 @@ class GenerateApi:
             self.admit(model)
             plan = await planner(fields, model)
             requests = plan.requests(request_id, request.headers)
+            reserved = _reserve(request, plan)
         except DynamoError as error:
             observation.end((), error)
             raise
@@ -154,13 +158,20 @@ class GenerateApi:
             form.id_prefix + request_id,
             int(self.services.clock.time()),
             fields.model,
-            headers=lambda: _reply_headers(request_id, reply),
+            headers=lambda: _reply_headers(request, request_id, reply),
             overload_status=self._overload_status,
             keep_alive_s=self._keep_alive_s,
         )
         usage = _stream_usage(fields, lambda: reply.usage)
         writer = form.writer(response, plan, head, usage)
-        reply = form.reply(_choice_texts(plan), writer, lambda error: self._over(observation, reply, error))
+
+        def over(error: DynamoError | None) -> None:
+            self._admission.leave()
+            observation.end(reply.generations, error)
+            if request.caller is not None:
+                request.caller.settle(reserved, reply.usage.total_tokens)
+
+        reply = form.reply(_choice_texts(plan), writer, over)
         for index, item in enumerate(requests):
             sink = reply.sink(index, plan.choices_per_prompt)
             reply.generations.append(Generation(model, item, sink, self.services))
@@ -180,13 +191,22 @@ class GenerateApi:
             stream=stream,
         )
 
-    def _over(self, observation: Observation, reply: Reply, error: DynamoError | None) -> None:
-        self._admission.leave()
-        observation.end(reply.generations, error)
+
+def _reserve(request: HttpRequest, plan: GeneratePlan) -> int:
+    """Set aside the tokens of a request whose caller's are limited: its prompts, and what it may generate."""
+    caller = request.caller
+    if caller is None or not caller.counts_tokens:
+        return 0
+    output = (plan.max_tokens or _UNSAID_OUTPUT_TOKENS) * plan.choices_per_prompt
+    tokens = sum(token_count(prompt) + output for prompt in plan.prompts)
+    caller.reserve(tokens)
+    return tokens
 
 
-def _reply_headers(request_id: str, reply: Reply) -> dict[str, str]:
+def _reply_headers(request: HttpRequest, request_id: str, reply: Reply) -> dict[str, str]:
     headers = {"x-request-id": request_id}
+    if request.caller is not None:
+        headers |= request.caller.headers()
     decision = reply.generations[0].decision if reply.generations else None
     if decision is not None:
         headers["x-dynamo-worker-id"] = str(decision.worker)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import generate_latest
 
 from dynamo_frontend._tallies import Count, Distribution, Tallies
 
@@ -31,6 +32,7 @@ MODEL_CANCELLATION_TOTAL = "dynamo_frontend_model_cancellation_total"
 MODEL_REJECTION_TOTAL = "dynamo_frontend_model_rejection_total"
 MODEL_READY = "dynamo_frontend_model_ready"
 MODEL_CONFLICTS = "dynamo_frontend_model_conflicting_cards"
+ACCESS_DENIED_TOTAL = "dynamo_frontend_access_denied_total"
 GATEWAY_REQUESTS_TOTAL = "dynamo_frontend_gateway_requests_total"
 GATEWAY_UPSTREAM_UP = "dynamo_frontend_gateway_upstream_up"
 GATEWAY_IN_FLIGHT_REQUESTS = "dynamo_frontend_gateway_in_flight_requests"
@@ -170,12 +172,26 @@ class ResumeMetrics:
         self.abandoned = metrics.counter(ABANDONED_STREAMS_TOTAL, "Streams ended because no client came back")
 
 
+<<<<<<< HEAD
+class AccessMetrics:
+    """Requests that were turned away at the door."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._denied = metrics.counter(
+            ACCESS_DENIED_TOTAL, "Requests without a valid key, or above its limits", ("reason",)
+        )
+
+    def denied(self, reason: str) -> None:
+        """Count one; reasons are those of this package's errors."""
+        self._denied.labels(reason=reason).inc()
+=======
 class MediaMetrics:
     """Metrics of images, audio and video in requests."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.items = metrics.counter(MEDIA_ITEMS_TOTAL, "Images, sounds and films of requests", ("kind", "outcome"))
         self.size_bytes = metrics.counter(MEDIA_BYTES_TOTAL, "Their bytes, where the frontend has them")
+>>>>>>> frontend3
 
 
 class GatewayMetrics:
@@ -191,6 +207,11 @@ class GatewayMetrics:
         self._up = metrics.gauge(GATEWAY_UPSTREAM_UP, "1 if the engine answers", ("upstream",))
         self._in_flight = metrics.gauge(GATEWAY_IN_FLIGHT_REQUESTS, "Requests at the engine", ("upstream",))
         self._series: dict[tuple[str, int], Any] = {}
+        self._states: Callable[[], Iterable[tuple[str, bool, int]]] = tuple
+
+    def follow(self, states: Callable[[], Iterable[tuple[str, bool, int]]]) -> None:
+        """Ask here for each engine's URL, whether it is up, and its requests in flight."""
+        self._states = states
 
     def ended(self, upstream: str, status: int) -> None:
         """Count a request that ended."""
@@ -200,11 +221,9 @@ class GatewayMetrics:
             series = self._series[key] = self._requests.labels(upstream=upstream, status=f"{key[1]}xx")
         series.inc()
 
-    def upstream_state(self, upstream: str, *, up: bool, in_flight: int) -> None:
-        """Show an engine's state."""
-        self._up.labels(upstream=upstream).set(1 if up else 0)
-        self._in_flight.labels(upstream=upstream).set(in_flight)
-
-    def render(self) -> tuple[bytes, str]:
-        """Return the text form and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def text(self) -> bytes:
+        """Return the text form."""
+        for upstream, up, in_flight in self._states():
+            self._up.labels(upstream=upstream).set(1 if up else 0)
+            self._in_flight.labels(upstream=upstream).set(in_flight)
+        return generate_latest(self._registry)

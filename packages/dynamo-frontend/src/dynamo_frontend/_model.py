@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from dynamo_core.cards import ModelCard
 from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError
-from dynamo_core.parsing import ParserContext, ParserFactory
+from dynamo_core.parsing import ParserContext, ParserFactory, ParserFamily
 from dynamo_core.requests import SamplingOptions
 from dynamo_frontend._detokenize import DetokenizerFactory
 from dynamo_frontend._media.source import MediaSource
@@ -63,6 +63,9 @@ class ModelText:
         self._special_texts = frozenset(str(token["content"]) for token in added if token.get("special"))
         self._tools: ParserFactory | None = None
         self._reasoning: ParserFactory | None = None
+        self._reasoning_family = ParserFamily()
+        self._tools_special = False
+        self._reasoning_special = False
 
     def use_parsers(self, *, tools: str, reasoning: str) -> None:
         """Choose the parsers by name.
@@ -70,14 +73,18 @@ class ModelText:
         Raises:
             ConfigurationError: if one is not installed.
         """
+        # Looked up here once: finding a plug-in costs as much as a third of a short request.
         self._tools = load_tool_parser(tools) if tools else None
         self._reasoning = load_reasoning_parser(reasoning) if reasoning else None
+        self._reasoning_family = load_family(reasoning) if reasoning else ParserFamily()
+        self._tools_special = bool(tools) and self._shows_markers_of(load_family(tools))
+        self._reasoning_special = self._shows_markers_of(self._reasoning_family)
         self.tool_parser = tools
         self.reasoning_parser = reasoning
 
     def reasoning_open(self, prompt: str) -> bool | None:
         """Return whether a prompt leaves the reasoning open; None if it does not say."""
-        return prompt_leaves_reasoning_open(load_family(self.reasoning_parser), prompt) if self._reasoning else None
+        return prompt_leaves_reasoning_open(self._reasoning_family, prompt)
 
     def parser(self, tools: Tools, *, reasoning_open: bool | None = None) -> OutputParser | None:
         """Return the parsers of one choice, or None if its text needs none.
@@ -86,15 +93,18 @@ class ModelText:
             tools: Tools whose calls to find.
             reasoning_open: What the prompt says of the reasoning.
         """
+        with_tools = bool(tools) and self._tools is not None
+        if not with_tools and self._reasoning is None:
+            return None
         functions = [tool["function"] for tool in tools]
         context = ParserContext({item["name"]: item.get("parameters") or {} for item in functions}, reasoning_open)
-        tool_parser = self._tools(context) if tools and self._tools is not None else None
+        tool_parser = self._tools(context) if with_tools and self._tools is not None else None
         reasoning = self._reasoning(context) if self._reasoning is not None else None
-        if tool_parser is None and reasoning is None:
-            return None
-        names = ([self.tool_parser] if tool_parser else []) + ([self.reasoning_parser] if reasoning else [])
-        special = any(not load_family(name).markers.isdisjoint(self._special_texts) for name in names)
+        special = self._reasoning_special or (with_tools and self._tools_special)
         return ParserChain(reasoning, tool_parser, needs_special_tokens=special)
+
+    def _shows_markers_of(self, family: ParserFamily) -> bool:
+        return not family.markers.isdisjoint(self._special_texts)
 
 
 async def load_model_text(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> ModelText:

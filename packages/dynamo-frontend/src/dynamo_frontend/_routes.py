@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -35,10 +35,22 @@ class Route:
     Attributes:
         methods: Handler by method; HEAD follows GET.
         prefix: Whether longer paths belong to it too.
+        open: Whether it needs no key where keys are asked for.
+        error_body: Form of its errors.
     """
 
     methods: Mapping[str, Handler]
     prefix: bool = False
+    open: bool = False
+    error_body: Callable[[DynamoError], bytes] = error_body
+
+
+class Door(Protocol):
+    """Decides who may come in."""
+
+    def admit(self, request: HttpRequest) -> object:
+        """Note the request's caller, or raise a ``DynamoError``."""
+        ...
 
 
 class Routes:
@@ -47,9 +59,11 @@ class Routes:
     Args:
         routes: Path to route.
         overload_status: Status when all workers are busy.
+        door: Asked before every route that is not open; None lets everyone in.
     """
 
-    def __init__(self, routes: Mapping[str, Route], *, overload_status: int = 529) -> None:
+    def __init__(self, routes: Mapping[str, Route], *, overload_status: int = 529, door: Door | None = None) -> None:
+        self._door = door
         self._exact = {path: route for path, route in routes.items() if not route.prefix}
         self._prefixes = sorted((path for path, route in routes.items() if route.prefix), key=len, reverse=True)
         self._routes = dict(routes)
@@ -66,7 +80,13 @@ class Routes:
         if handler is None:
             self._without_handler(route, request, response)
             return None
-        return self._guard(handler, request, response)
+        if self._door is not None and not route.open:
+            try:
+                self._door.admit(request)
+            except DynamoError as error:
+                self._answer_error(error, request, response, route)
+                return None
+        return self._guard(handler, request, response, route)
 
     def refuse(self, status: int, message: str, response: HttpResponse) -> None:
         """Answer a request that broke the protocol or a limit."""
@@ -92,22 +112,22 @@ class Routes:
         response.send(405, status_body(405, message, code="request.method_not_allowed"), JSON, allow)
 
     def _guard(
-        self, handler: Handler, request: HttpRequest, response: HttpResponse
+        self, handler: Handler, request: HttpRequest, response: HttpResponse, route: Route
     ) -> Coroutine[Any, Any, None] | None:
         try:
             work = handler(request, response)
         except Exception as error:  # noqa: BLE001 - one defect must not end the connection without an answer
-            self._answer_error(as_dynamo_error(error), request, response)
+            self._answer_error(as_dynamo_error(error), request, response, route)
             return None
-        return self._guarded(work, request, response) if work is not None else None
+        return self._guarded(work, request, response, route) if work is not None else None
 
-    async def _guarded(self, work: Awaitable[None], request: HttpRequest, response: HttpResponse) -> None:
+    async def _guarded(self, work: Awaitable[None], request: HttpRequest, response: HttpResponse, route: Route) -> None:
         try:
             await work
         except Exception as error:  # noqa: BLE001 - as above
-            self._answer_error(as_dynamo_error(error), request, response)
+            self._answer_error(as_dynamo_error(error), request, response, route)
 
-    def _answer_error(self, error: DynamoError, request: HttpRequest, response: HttpResponse) -> None:
+    def _answer_error(self, error: DynamoError, request: HttpRequest, response: HttpResponse, route: Route) -> None:
         status = http_status(error, self._overload_status)
         request_id = request_id_of(request)
         if status >= 500:
@@ -124,5 +144,6 @@ class Routes:
         if response.started:
             response.abort()
             return
-        headers = {"x-request-id": request_id, **error_headers(error)}
-        response.send(status, error_body(error), JSON, headers)
+        shown = request.caller.headers() if request.caller is not None else {}
+        headers = {"x-request-id": request_id, **shown, **error_headers(error)}
+        response.send(status, route.error_body(error), JSON, headers)

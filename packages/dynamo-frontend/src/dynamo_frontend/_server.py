@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import errno
 import socket
+from typing import Any
 
 from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError
 from dynamo_frontend._http.limits import HttpLimits
 from dynamo_frontend._http.protocol import Application, HttpProtocol
+from dynamo_frontend._http.tls import ServerTls
 
 _SWEEP_S = 1.0
 
@@ -25,6 +27,8 @@ class HttpServer:
     """
 
     def __init__(self, app: Application, clock: Clock, limits: HttpLimits | None = None) -> None:
+        self._tls: ServerTls | None = None
+        self._tls_watch: asyncio.Task[None] | None = None
         self._app = app
         self._clock = clock
         self.limits = limits or HttpLimits()
@@ -43,24 +47,37 @@ class HttpServer:
         return int(sockets[0].getsockname()[1]) if sockets else 0
 
     @property
+    def scheme(self) -> str:
+        """``http``, or ``https`` with a certificate."""
+        return "https" if self._tls is not None else "http"
+
+    @property
     def connections(self) -> int:
         """Open connections."""
         return len(self._connections)
 
-    async def start(self, host: str, port: int, *, backlog: int = 4096, reuse_port: bool = False) -> None:
-        """Listen on the address, and on no other.
+    async def start(
+        self, host: str, port: int, *, backlog: int = 4096, reuse_port: bool = False, tls: ServerTls | None = None
+    ) -> None:
+        """Listen on the address, and on no other; with a certificate over TLS only.
 
         Raises:
             ConfigurationError: if the address cannot be had; the message names the flag to change.
         """
         loop = asyncio.get_running_loop()
+        self._tls = tls
+        secured: dict[str, Any] = {}
+        if tls is not None:
+            secured = {"ssl": tls.context, "ssl_handshake_timeout": self.limits.head_timeout_s}
         try:
             self._server = await loop.create_server(
-                self.new_connection, host, port, backlog=backlog, reuse_port=reuse_port or None
+                self.new_connection, host, port, backlog=backlog, reuse_port=reuse_port or None, **secured
             )
         except OSError as error:
             raise ConfigurationError(_explain_bind(host, port, error)) from error
         self._sweeper = loop.create_task(self._sweep(), name="http-time-limits")
+        if tls is not None:
+            self._tls_watch = loop.create_task(tls.watch(self._clock), name="http-certificates")
 
     def new_connection(self) -> HttpProtocol:
         """Return a protocol for a new connection."""
@@ -100,11 +117,12 @@ class HttpServer:
     async def stop(self) -> None:
         """Drop what is still open. Idempotent."""
         self.stop_accepting()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
-            self._sweeper = None
+        for task in (self._sweeper, self._tls_watch):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        self._sweeper = self._tls_watch = None
         for connection in list(self._connections):
             connection.abort()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from dynamo_core.settings import DynamoSettings
 from dynamo_frontend._http.limits import HttpLimits
+from dynamo_frontend._http.tls import ServerTls
 
 _MIB = 1 << 20
 
@@ -28,6 +29,25 @@ class HttpSettings(DynamoSettings):
         default=60.0, gt=0, description="Time after which a client that stops reading is cut"
     )
 
+    tls_cert_path: str = Field(default="", description="Certificate with its chain, PEM; empty for plain HTTP")
+    tls_key_path: str = Field(default="", description="Key of the certificate, PEM, without a passphrase")
+    tls_client_ca_cert_path: str = Field(
+        default="", description="Authorities of clients, PEM; with it each client must show a certificate of one"
+    )
+    api_keys_file: str = Field(
+        default="", description="File of `dynamo-frontend keys`; with it every request needs a key. Empty for none"
+    )
+
+    def server_tls(self) -> ServerTls | None:
+        """Return the server's certificate, if there is one.
+
+        Raises:
+            ConfigurationError: naming the file and what is wrong with it.
+        """
+        if not (self.tls_cert_path or self.tls_key_path or self.tls_client_ca_cert_path):
+            return None
+        return ServerTls(self.tls_cert_path, self.tls_key_path, self.tls_client_ca_cert_path)
+
     def http_limits(self) -> HttpLimits:
         """Return the limits of one connection."""
         return HttpLimits(
@@ -42,6 +62,9 @@ class HttpSettings(DynamoSettings):
 class FrontendSettings(HttpSettings):
     """OpenAI-compatible HTTP frontend."""
 
+    http_reuse_port: bool = Field(
+        default=False, description="Share the port with other frontends of this machine, one process a core"
+    )
     router: str = Field(default="kv", description="Router plug-in; round-robin needs nothing but dynamo-core")
     policy: str = Field(default="", description="Routing policy of that router; empty for its default")
     router_options: dict[str, Any] = Field(default_factory=dict, description="Further router options as a JSON object")
@@ -111,6 +134,15 @@ class GatewaySettings(HttpSettings):
     """Gateway before OpenAI-compatible engines."""
 
     upstream: list[str] = Field(description="Base URL of an engine, http://host:port; may be given several times")
+    upstream_ca_path: str = Field(
+        default="", description="Authorities of engines behind https, PEM; empty for the system's"
+    )
+    upstream_api_key: SecretStr = Field(
+        default=SecretStr(""), description="Key sent to the engines in place of the caller's; empty passes that on"
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="Processes that share the port")
+    worker_index: int = Field(default=-1, ge=-1, description="Which of the workers this is; set by --workers")
+    worker_folder: str = Field(default="", description="Where the workers meet; set by --workers")
     retry_limit: int = Field(default=2, ge=0, le=16, description="Further engines tried before the first byte")
     probe_interval_s: float = Field(default=5.0, gt=0, description="How often engines are asked for their models")
     drain_timeout_s: float = Field(default=30.0, ge=0, description="Time for running replies at the end")

@@ -113,8 +113,11 @@ class TextTokenizer:
         return [piece for piece in self._splitter.split(text) if piece] or [""]
 
     def _encode_all(self, texts: list[str], add_special_tokens: bool) -> list[PackedTokens]:
+        # Only the batch form gives up the interpreter's lock while it works: with the plain one, a thread that
+        # tokenises a long text stops the event loop all the same.
+        encode = self.tokenizer.encode_batch_fast
         return [
-            pack_tokens(self.tokenizer.encode(text.removeprefix("\0"), add_special_tokens=add_special_tokens).ids)
+            pack_tokens(encode([text.removeprefix("\0")], add_special_tokens=add_special_tokens)[0].ids)
             for text in texts
         ]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from dynamo_core.enums import FinishReason
@@ -10,12 +11,24 @@ from dynamo_core.requests import GenerateChunk
 from dynamo_core.tokens import pack_tokens
 
 TEXT = "<think>\nGröße?\n</think>\nJa 日本. 🎌 stop here"
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 FORMS = {
     "plain": {},
     "stop": {"stop": ["stop"]},
     "logprobs": {"logprobs": True, "top_logprobs": 1},
     "length": {"max_tokens": 9},
     "two": {"n": 2, "logprobs": True},
+    "tools": {"tools": TOOLS, "logprobs": True},
+    "forced tools": {"tools": TOOLS, "tool_choice": "required"},
+    "json schema": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}},
+        "logprobs": True,
+    },
+}
+TEXTS = {
+    "tools": 'So.\n<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>',
+    "forced tools": '[{"name": "f", "arguments": {"a": "é"}}, {"name": "f", "arguments": {}}]',
+    "json schema": '{"a": ["é", 1]}',
 }
 
 
@@ -26,6 +39,9 @@ def texts(events):
             for field in ("content", "reasoning_content"):
                 key = (choice["index"], field)
                 found[key] = found.get(key, "") + (choice["delta"].get(field) or "")
+            for call in choice["delta"].get("tool_calls", ()):
+                key = (choice["index"], "call", call["index"])
+                found[key] = found.get(key, "") + call["function"].get("name", "") + call["function"]["arguments"]
             if choice["logprobs"]:
                 found.setdefault((choice["index"], "logprobs"), []).extend(choice["logprobs"]["content"])
             if choice["finish_reason"]:
@@ -36,12 +52,14 @@ def texts(events):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_every_crash_point_gives_the_fault_free_answer(stack, form, stream):
-    stack.say(TEXT)
+    stack.say(TEXTS.get(form, TEXT))
+    stack.card = msgspec.structs.replace(stack.card, capabilities=("guided_decoding", "logprobs"))
     await stack.start(workers=1)
     fields = {**FORMS[form], "stream": stream}
     if stream:
         fields["stream_options"] = {"include_usage": True}
     expected = await stack.chat(**fields)
+    assert "tools" not in form or b'"tool_calls"' in expected.body
     for crash_after in range(1, len(stack.script.output) + 1):
         await stack.add_worker(100 + crash_after)
         stack.script.sent = 0
@@ -49,16 +67,26 @@ async def test_every_crash_point_gives_the_fault_free_answer(stack, form, stream
         reply = await stack.chat(**fields)
         assert reply.status == 200, reply.body
         crashed = stack.script.crash_after is None
+        first, last = stack.script.requests[-2:]
+        assert not last.attempt or last.sampling == first.sampling
         stack.script.crash_after = None
         if stream:
             assert texts(reply.events) == texts(expected.events), crash_after
             assert reply.events[-1] == "[DONE]"
             assert reply.events[-2]["usage"] == expected.events[-2]["usage"]
         else:
-            assert reply.json["choices"] == expected.json["choices"], crash_after
+            assert without_call_ids(reply) == without_call_ids(expected), crash_after
             assert reply.json["usage"] == expected.json["usage"]
         if crashed:
             await leave(stack)
+
+
+def without_call_ids(reply):
+    """Choices without the calls' ids, which are made of the request's."""
+    choices = reply.json["choices"]
+    for call in [call for choice in choices for call in choice["message"].get("tool_calls", ())]:
+        del call["id"]
+    return choices
 
 
 async def leave(stack):

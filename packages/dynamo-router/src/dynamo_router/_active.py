@@ -18,18 +18,33 @@ class ActiveBlocks:
         self._holders: dict[int, int] = {}
         # Per slot: block -> references beyond the first.
         self._extra: dict[int, dict[int, int]] = {}
+        # Chains to enter before the next look, with their known depth: a decision need not wait for it.
+        self._pending: list[tuple[int, int, Sequence[int]]] = []
 
     def __len__(self) -> int:
+        self.settle()
         return len(self._holders)
 
     def depths(self, hashes: Sequence[int], among: int = -1) -> list[tuple[int, int]]:
         """Return ``(leading active blocks, slots)`` for each distinct depth above zero."""
+        self.settle()
         return closed_depths(self._holders, hashes, among)
 
     def add(self, slot: int, hashes: Sequence[int]) -> int:
         """Count one request's chain of blocks in a slot; returns how many of them are new there."""
+        depth = next((depth for depth, _ in self.depths(hashes, 1 << slot)), 0)
+        self._pending.append((slot, depth, hashes))
+        return len(hashes) - depth
+
+    def settle(self) -> None:
+        """Do now what is put off until the next look."""
+        if self._pending:
+            pending, self._pending = self._pending, []
+            for slot, depth, hashes in pending:
+                self._enter(slot, depth, hashes)
+
+    def _enter(self, slot: int, depth: int, hashes: Sequence[int]) -> None:
         bit = 1 << slot
-        depth = next((depth for depth, _ in self.depths(hashes, bit)), 0)
         if depth:
             extra = self._extra.setdefault(slot, {})
             for key in hashes[:depth]:
@@ -41,10 +56,10 @@ class ActiveBlocks:
         else:
             for key in fresh:
                 holders[key] = holders.get(key, 0) | bit
-        return len(fresh)
 
     def remove(self, slot: int, hashes: Sequence[int]) -> int:
         """Take one request's chain out again; returns how many of its blocks nobody there uses any more."""
+        self.settle()
         extra = self._extra.get(slot)
         if not extra:
             return self._clear_all(list(hashes), 1 << slot)

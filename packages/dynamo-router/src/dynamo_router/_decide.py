@@ -11,8 +11,8 @@ from dynamo_core.ids import DecisionId, ReservationId
 from dynamo_core.routing import CandidateScore, RoutingDecision, RoutingPhase, RoutingRequest
 from dynamo_router._filters import NO_LIMITS, BusyLimits, eligible, is_plain
 from dynamo_router._fleet import Fleet
-from dynamo_router._index import TIERS
 from dynamo_router._load import NO_PREDICTION, LoadBook
+from dynamo_router._match import TIERS
 from dynamo_router._pipeline import Choice, Pipeline, policy_hash
 from dynamo_router._policy import Candidate, Query
 from dynamo_router._prompt import Prompt

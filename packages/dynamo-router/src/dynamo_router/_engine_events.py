@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -21,7 +20,6 @@ REPLAY_TIMEOUT_MS = 5000
 MAX_WAITING_MESSAGES = 100_000
 _SEQUENCE_BYTES = 8
 _END_OF_REPLAY = (1 << 64) - 1
-_TCP_PORT = re.compile(r"^(tcp://.+:)(\d+)$")
 _log = structlog.get_logger(__name__)
 
 
@@ -205,19 +203,3 @@ class EngineEventSource:
             self._lose(f"messages {self._next}..{sequence - 1}, which left the engine's buffer")
         self.counts["replayed"] += 1
         self._take(sequence, payload)
-
-
-def rank_endpoint(endpoint: str, rank: int) -> str:
-    """Return the address of a dp rank, which engines offset by the port.
-
-    Raises:
-        InvalidRequestError: if a rank above 0 is asked of an address without a port.
-    """
-    if not rank or not endpoint:
-        return endpoint
-    found = _TCP_PORT.match(endpoint)
-    if found is None:
-        raise InvalidRequestError(
-            f"endpoint {endpoint!r} has no port to count dp ranks from; give tcp://HOST:PORT", param="replay_endpoint"
-        )
-    return f"{found[1]}{int(found[2]) + rank}"

@@ -16,12 +16,15 @@ from dynamo_core.enums import HealthState
 from dynamo_core.errors import ConfigurationError, DynamoError, InvalidRequestError
 from dynamo_core.events import KvEventBatch, SequenceGap
 from dynamo_core.ids import EndpointId, PublisherId, WorkerId
-from dynamo_core.planes import KV_EVENTS, LOAD, Subscription, Topic
+from dynamo_core.planes import DECISIONS, KV_EVENTS, LOAD, Subscription, Topic
 from dynamo_core.routing import RouterScope
 from dynamo_core.wire import INSTANCE, KV_EVENT_BATCH, MODEL_RECORD, WORKER_LOAD
+from dynamo_router._engine_address import EngineAddress, read_dp_size, read_engine_address
+from dynamo_router._engines import Engines
 from dynamo_router._indexer import StreamState
+from dynamo_router._metrics import LISTENERS
 from dynamo_router._recovery import QUERY_ENDPOINT, Recovery
-from dynamo_router._router import KvRouter
+from dynamo_router._replicated import ReplicatedRouter
 from dynamo_router._settings import RouterSettings
 from dynamo_router._truth import IndexMode
 from dynamo_router._watch import PrefixWatch
@@ -65,8 +68,8 @@ def split_options(options: dict[str, Any]) -> tuple[RouterSettings, dict[str, An
     return settings, {**settings.policy_options, **others}
 
 
-class HostedRouter(KvRouter):
-    """A ``KvRouter`` that watches discovery, KV events and loads.
+class HostedRouter(ReplicatedRouter):
+    """A router that watches discovery, KV events and loads.
 
     A worker is a candidate while its instance is in discovery and its card, if it has published one, belongs to the
     scope's worker set.
@@ -98,6 +101,10 @@ class HostedRouter(KvRouter):
         self._problems: dict[WorkerId, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
+        self._listener_gauge = context.metrics.gauge(
+            LISTENERS, "Engines whose KV events are followed", ["model", "state"]
+        )
+        self._engines = Engines(self._on_engine_events)
         self._unsynced = 0
         self._synced = asyncio.Event()
         self._recovery = Recovery(
@@ -118,19 +125,24 @@ class HostedRouter(KvRouter):
         if self.settings.use_kv_events:
             await self._subscribe(KV_EVENTS, self._on_events)
         await self._subscribe(LOAD, self._on_load)
+        if self.settings.replica_sync:
+            await self.join(context=self._context, topic=Topic.of(DECISIONS, endpoint))
         query = EndpointId(endpoint.namespace, endpoint.component, QUERY_ENDPOINT)
         self._watch(MODELS_PREFIX + endpoint_prefix(endpoint), self._on_record, self._on_record_gone)
         self._watch(INSTANCES_PREFIX + endpoint_prefix(query), self._on_query_endpoint, self._on_query_endpoint_gone)
         self._watch(INSTANCES_PREFIX + endpoint_prefix(endpoint), self._on_instance, self._on_instance_gone)
+        self._spawn(self._engines.run(), "engines")
         self._spawn(self._upkeep(), "upkeep")
         await self._synced.wait()
 
     async def stop(self) -> None:
         """Stop watching. Idempotent."""
+        await self.leave()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._engines.close()
         await self._recovery.close()
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
@@ -144,7 +156,10 @@ class HostedRouter(KvRouter):
         Raises:
             InvalidRequestError: if its block size or hash algorithm is not this router's.
         """
-        query = self.add_worker(worker, card)
+        self._add(worker, card, engine=False)
+
+    def _add(self, worker: WorkerId, card: ModelCard, *, engine: bool) -> None:
+        query = self.add_worker(worker, card, recoverable=not engine)
         if query is None:
             return
         if card.runtime_config.enable_local_indexer and card.kv_block_size:
@@ -160,14 +175,15 @@ class HostedRouter(KvRouter):
     def on_distrust(self, worker: WorkerId) -> None:
         """Ask a worker for its whole state, since the index of it has proved wrong."""
         super().on_distrust(worker)
-        self._recovery.request(self.indexer.resync(worker))
+        if self.indexer.stream(worker).recoverable:
+            self._recovery.request(self.indexer.resync(worker))
 
     def health(self) -> Health:
         """Return whether it can choose, and what it does not know."""
         if not self._synced.is_set():
             return Health(HealthState.STARTING, "discovery has not answered yet")
-        if self._problems:
-            return Health(HealthState.DEGRADED, "; ".join(self._problems.values()))
+        if problems := [*self._problems.values(), *self._engines.problems.values()]:
+            return Health(HealthState.DEGRADED, "; ".join(problems))
         if not self.workers():
             return Health(HealthState.DEGRADED, "no worker is known")
         bad = [
@@ -238,7 +254,8 @@ class HostedRouter(KvRouter):
             return
         self._queries[instance.instance_id] = instance
         for worker, stream in self.indexer.streams().items():
-            if worker.instance_id == instance.instance_id and stream.state is StreamState.LOSSY:
+            mine = worker.instance_id == instance.instance_id and stream.recoverable
+            if mine and stream.state is StreamState.LOSSY:
                 self._recovery.request(self.indexer.resync(worker))
 
     def _on_query_endpoint_gone(self, key: str) -> None:
@@ -247,32 +264,44 @@ class HostedRouter(KvRouter):
 
     def _reconcile(self, instance_id: int) -> None:
         """Make the candidates of one instance what discovery says they are."""
-        card = self._card_of(instance_id)
-        wanted: set[WorkerId] = set()
-        if card is not None:
-            config = card.runtime_config
-            first = config.data_parallel_start_rank
-            wanted = {WorkerId(instance_id, rank) for rank in range(first, first + config.data_parallel_size)}
+        self._problems = {worker: text for worker, text in self._problems.items() if worker.instance_id != instance_id}
+        instance = next((each for each in self._instances.values() if each.instance_id == instance_id), None)
+        card = None if instance is None else self._card_of(instance)
+        ranks, address = range(0), None
+        if instance is not None and card is not None:
+            ranks, address = self._layout(instance, card)
+        wanted = {WorkerId(instance_id, rank) for rank in ranks}
         for worker in self.workers():
             if worker.instance_id == instance_id and worker not in wanted:
                 self.remove_worker(worker)
-        self._problems = {worker: text for worker, text in self._problems.items() if worker.instance_id != instance_id}
         for worker in sorted(wanted):
             assert card is not None
-            self._admit(worker, card)
+            self._admit(worker, card, engine=address is not None)
+        self._engines.want(instance_id, address)
 
-    def _admit(self, worker: WorkerId, card: ModelCard) -> None:
+    def _layout(self, instance: Instance, card: ModelCard) -> tuple[range, EngineAddress | None]:
+        """Return the dp ranks of an instance, and where its engine publishes if it does so by itself."""
+        first, size = card.runtime_config.data_parallel_start_rank, card.runtime_config.data_parallel_size
+        ranks = range(first, first + size)
         try:
-            self.upsert_worker(worker, card)
+            ranks = range(first, first + (read_dp_size(instance) or size))
+            return ranks, read_engine_address(instance, ranks) if self.settings.use_kv_events else None
+        except InvalidRequestError as error:
+            # It can still be routed to by what this router sends there.
+            _log.warning("engine_not_followed", instance=f"{instance.instance_id:x}", reason=error.message)
+            self._problems[WorkerId(instance.instance_id, first)] = error.message
+            return ranks, None
+
+    def _admit(self, worker: WorkerId, card: ModelCard, *, engine: bool) -> None:
+        try:
+            self._add(worker, card, engine=engine)
         except InvalidRequestError as error:
             _log.warning("worker_refused", worker=str(worker), reason=error.message)
             self._problems[worker] = error.message
             self.remove_worker(worker)
 
-    def _card_of(self, instance_id: int) -> ModelCard | None:
-        if all(instance.instance_id != instance_id for instance in self._instances.values()):
-            return None
-        cards = [record.card for record in self._records.values() if record.instance_id == instance_id]
+    def _card_of(self, instance: Instance) -> ModelCard | None:
+        cards = [record.card for record in self._records.values() if record.instance_id == instance.instance_id]
         if not cards:
             return self._scope.card
         checksum = self._scope.card.checksum
@@ -314,6 +343,11 @@ class HostedRouter(KvRouter):
             if query is not None:
                 self._recovery.request(query)
 
+    def _on_engine_events(self, batch: KvEventBatch) -> None:
+        # Of ranks that are no candidates, such as one refused for its block size, nothing is kept.
+        if batch.worker in self._fleet:
+            self.apply_events(batch)
+
     def _on_load(self, payload: bytes) -> None:
         load = WORKER_LOAD.decode(payload)
         if load.reported is not None:
@@ -324,7 +358,10 @@ class HostedRouter(KvRouter):
     async def _upkeep(self) -> None:
         while True:
             self.expire()
+            self.beat()
             self.refresh_metrics()
+            for state, count in self._engines.counts().items():
+                self._listener_gauge.labels(model=self._scope.card.name, state=state.value).set(count)
             await self._context.clock.sleep(UPKEEP_S)
 
     def _spawn(self, work: Awaitable[None], name: str) -> None:

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import xxhash
 
 from dynamo_core.enums import Tier
 from dynamo_core.events import BlockRemoved, BlocksCleared, BlockStored, KvEvent
 from dynamo_core.ids import WorkerId
-from dynamo_core.tokens import SEED, chain_hashes, unpack_hashes
-from dynamo_router._bits import slots_of
+from dynamo_core.tokens import HASH_BYTES, SEED, chain_hashes, unpack_hashes
+from dynamo_router._match import TIERS, Match
 from dynamo_router._search import closed_depths
 from dynamo_router._shelf import Shelf
-
-TIERS = (Tier.DEVICE, Tier.HOST, Tier.DISK, Tier.EXTERNAL)
-"""Tiers that an index knows, nearest first."""
 
 DEFAULT_MAX_BLOCKS = 8_000_000
 
@@ -38,41 +36,6 @@ class Applied(enum.Enum):
     UNKNOWN_PARENT = "unknown_parent"
     INVALID = "invalid"
     OVER_CAPACITY = "over_capacity"
-
-
-class Match:
-    """Holders of a prompt's prefix.
-
-    Attributes:
-        device: ``(blocks, workers)`` for each distinct depth, workers as a bit set of slots, each worker once.
-        lower: ``(tier index, blocks, workers)`` runs that continue a worker's device prefix in lower tiers.
-    """
-
-    __slots__ = ("device", "lower")
-
-    def __init__(self) -> None:
-        self.device: list[tuple[int, int]] = []
-        self.lower: list[tuple[int, int, int]] = []
-
-    def groups(self) -> list[tuple[tuple[int, ...], int]]:
-        """Return ``(blocks per tier, workers)``, each worker with any block in exactly one group."""
-        if not self.lower:
-            return [((blocks, 0, 0, 0), bits) for blocks, bits in self.device]
-        groups: dict[tuple[int, ...], int] = {}
-        for slot, blocks in self.by_slot().items():
-            groups[tuple(blocks)] = groups.get(tuple(blocks), 0) | 1 << slot
-        return list(groups.items())
-
-    def by_slot(self) -> dict[int, list[int]]:
-        """Return blocks per tier for each slot with any."""
-        found: dict[int, list[int]] = {}
-        for blocks, bits in self.device:
-            for slot in slots_of(bits):
-                found.setdefault(slot, [0] * len(TIERS))[0] = blocks
-        for tier, blocks, bits in self.lower:
-            for slot in slots_of(bits):
-                found.setdefault(slot, [0] * len(TIERS))[tier] += blocks
-        return found
 
 
 class BlockIndex:
@@ -287,32 +250,29 @@ class BlockIndex:
             if room <= 0:
                 return Applied.OVER_CAPACITY
         engine = list(unpack_hashes(event.engine_hashes)[:room])
-        local = unpack_hashes(event.local_hashes)[:room]
-        known, parent = self._resolve(slot, event.parent_hash, engine[0], local[0])
-        if not known:
-            return Applied.UNKNOWN_PARENT
-        keys = self._keys(slot, parent, engine, local)
+        parent = event.parent_hash
+        if parent is not None:
+            held = self._resolve(slot, parent)
+            if held is None and _chained(parent, event.local_hashes) != engine[0]:
+                return Applied.UNKNOWN_PARENT
+            parent = parent if held is None else held
+        keys = self._keys(slot, parent, engine, event)
         self._place(slot, TIERS.index(event.tier), parent, keys, engine)
         return Applied.OK if room == size else Applied.OVER_CAPACITY
 
-    def _resolve(self, slot: int, parent: int | None, engine: int, local: int) -> tuple[bool, int | None]:
-        if parent is None:
-            return True, None
+    def _resolve(self, slot: int, parent: int) -> int | None:
         for shelf in self._shelves[slot]:
             key = shelf.resolve(parent)
             if key is not None:
-                return True, key
-        return _chained(parent, local) == engine, parent
+                return key
+        return None
 
-    def _keys(self, slot: int, parent: int | None, engine: list[int], local: Sequence[int]) -> list[int]:
-        if self._named >> slot & 1:
-            return chain_hashes(local, parent)
-        # An engine whose hashes at both ends of the event continue the chain uses sequence hashes as names.
-        first = local[0] if parent is None else _chained(parent, local[0])
-        if first == engine[0] and (len(engine) == 1 or _chained(engine[-2], local[-1]) == engine[-1]):
-            return engine
-        self._use_names(slot)
-        return chain_hashes(local, parent)
+    def _keys(self, slot: int, parent: int | None, engine: list[int], event: BlockStored) -> list[int]:
+        if not self._named >> slot & 1:
+            if _continues(parent, engine, event):
+                return engine
+            self._use_names(slot)
+        return chain_hashes(unpack_hashes(event.local_hashes)[: len(engine)], parent)
 
     def _use_names(self, slot: int) -> None:
         self._named |= 1 << slot
@@ -322,18 +282,34 @@ class BlockIndex:
     def _place(self, slot: int, rank: int, parent: int | None, keys: list[int], engine: list[int]) -> None:
         shelf = self._shelves[slot][rank]
         before = len(shelf)
-        if shelf.add_chain(parent, keys, engine):
-            self._mark(rank, 1 << slot, keys)
+        # A sequence that branches off names what is held already once more: only what follows is new.
+        known = shelf.leading(keys, engine)
+        if known:
+            parent, keys, engine = keys[known - 1], keys[known:], engine[known:]
+        if not keys:
+            return
+        holders = self._holders[rank]
+        # Nobody holds them: then this worker does not either, and nothing need be looked up again.
+        fresh = holders.keys().isdisjoint(keys)
+        if not shelf.add_chain(parent, keys, engine, fresh=fresh):
+            self._place_each(slot, rank, parent, keys, engine)
+        elif fresh:
+            holders.update(zip(keys, repeat(1 << slot)))
         else:
-            for key, name in zip(keys, engine, strict=True):
-                fresh, lost = shelf.add(key, parent, name)
-                if lost is not None:
-                    self._unmark(rank, 1 << slot, (lost,))
-                if fresh:
-                    self._mark(rank, 1 << slot, (key,))
-                parent = key
+            self._mark(rank, 1 << slot, keys)
         self._total += len(shelf) - before
-        self._note_closed(slot, rank, shelf)
+        if rank == 0 and (shelf.closed is bool(self._open >> slot & 1)):
+            self._open ^= 1 << slot
+
+    def _place_each(self, slot: int, rank: int, parent: int | None, keys: list[int], engine: list[int]) -> None:
+        shelf = self._shelves[slot][rank]
+        for key, name in zip(keys, engine, strict=True):
+            fresh, lost = shelf.add(key, parent, name)
+            if lost is not None:
+                self._unmark(rank, 1 << slot, (lost,))
+            if fresh:
+                self._mark(rank, 1 << slot, (key,))
+            parent = key
 
     def _remove(self, slot: int, event: BlockRemoved) -> Applied:
         if event.tier not in TIERS:
@@ -349,10 +325,8 @@ class BlockIndex:
 
     def _mark(self, rank: int, bit: int, keys: Sequence[int]) -> None:
         holders = self._holders[rank]
-        get = holders.get
         last = joined = 0
-        for key in keys:
-            held = get(key)
+        for key, held in zip(keys, map(holders.get, keys), strict=True):
             if held is None:
                 holders[key] = bit
             else:
@@ -390,5 +364,19 @@ def _emit(run: int, held_in: tuple[int, ...], out: list[tuple[int, int, int]]) -
         out.extend((rank, run, bits) for rank, bits in enumerate(held_in, start=1) if bits)
 
 
-def _chained(parent: int, local: int) -> int:
-    return xxhash.xxh3_64_intdigest(parent.to_bytes(8, "little") + local.to_bytes(8, "little"), SEED)
+def _continues(parent: int | None, engine: list[int], event: BlockStored) -> bool:
+    """Whether the engine's names at both ends of an event are the sequence hashes of its blocks."""
+    contents, names, blocks = event.local_hashes, event.engine_hashes, len(engine)
+    first = int.from_bytes(contents[:HASH_BYTES], "little") if parent is None else _chained(parent, contents)
+    if first != engine[0]:
+        return False
+    if blocks == 1:
+        return True
+    end = blocks * HASH_BYTES
+    last = names[end - 2 * HASH_BYTES : end - HASH_BYTES] + contents[end - HASH_BYTES : end]
+    return xxhash.xxh3_64_intdigest(last, SEED) == engine[-1]
+
+
+def _chained(parent: int, contents: bytes) -> int:
+    """Return the sequence hash of the first of these blocks behind a parent."""
+    return xxhash.xxh3_64_intdigest(parent.to_bytes(HASH_BYTES, "little") + contents[:HASH_BYTES], SEED)

@@ -40,6 +40,7 @@ class Stream:
         held: Events that wait for a recovery, oldest first.
         detail: Why the state is what it is, for people.
         updated_at_s: Unix time that the newest batch carried.
+        recoverable: Whether what it lacks can be fetched.
     """
 
     last_id: int | None = None
@@ -47,6 +48,7 @@ class Stream:
     held: deque[KvEvent] = field(default_factory=deque[KvEvent])
     detail: str = ""
     updated_at_s: float = 0.0
+    recoverable: bool = False
 
 
 class Indexer:
@@ -69,19 +71,24 @@ class Indexer:
 
     def stream(self, worker: WorkerId) -> Stream:
         """Return a worker's stream; one that was never heard of is ``UNKNOWN``."""
-        return self._streams.get(worker) or Stream()
+        return self._streams.get(worker) or self._begun()
 
     def streams(self) -> dict[WorkerId, Stream]:
         """Return all streams."""
         return dict(self._streams)
 
-    def add_worker(self, worker: WorkerId) -> KvEventQuery | None:
-        """Begin a worker's stream; returns the dump to fetch if recovery is available and it is new."""
+    def add_worker(self, worker: WorkerId, *, recoverable: bool = True) -> KvEventQuery | None:
+        """Begin a worker's stream; returns the dump to fetch if recovery is available and it is new.
+
+        Args:
+            worker: Whose it is.
+            recoverable: Whether this worker answers queries; engines that publish by themselves do not.
+        """
         if worker in self._streams:
             return None
-        stream = self._streams[worker] = Stream()
+        stream = self._streams[worker] = self._begun(recoverable=recoverable)
         self.index.slot(worker)
-        return self._recover(worker, stream, None, "new worker") if self.recoverable else None
+        return self._recover(worker, stream, None, "new worker") if stream.recoverable else None
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker, its stream and what it held."""
@@ -101,7 +108,7 @@ class Indexer:
         """
         stream = self._streams.get(batch.worker)
         if stream is None:
-            stream = self._streams[batch.worker] = Stream()
+            stream = self._streams[batch.worker] = self._begun()
         self._require_fit(batch, stream)
         stream.updated_at_s = batch.timestamp_s or stream.updated_at_s
         if batch.full_dump:
@@ -135,7 +142,7 @@ class Indexer:
 
     def begin_restored(self, worker: WorkerId, last_id: int | None) -> None:
         """Empty a worker's part of the index for a restored state, and believe it as of an event id."""
-        stream = self._streams.setdefault(worker, Stream())
+        stream = self._streams.setdefault(worker, self._begun())
         self.index.clear(worker)
         stream.last_id = last_id
         self._enter(worker, stream, StreamState.LIVE)
@@ -143,7 +150,7 @@ class Indexer:
 
     def resync(self, worker: WorkerId) -> KvEventQuery:
         """Begin a recovery of a worker's whole state, and return the dump to fetch."""
-        stream = self._streams.setdefault(worker, Stream())
+        stream = self._streams.setdefault(worker, self._begun())
         return self._recover(worker, stream, None, "resync")
 
     def abandon(self, worker: WorkerId, reason: str) -> None:
@@ -154,6 +161,9 @@ class Indexer:
         self._enter(worker, stream, StreamState.LOSSY, reason)
         while stream.held:
             self._apply_one(worker, stream, stream.held.popleft())
+
+    def _begun(self, *, recoverable: bool = True) -> Stream:
+        return Stream(recoverable=self.recoverable and recoverable)
 
     # -- internals ---------------------------------------------------------------------------------------------------
 
@@ -205,7 +215,7 @@ class Indexer:
                 return query
             events.popleft()
             result = self._apply_one(worker, stream, event)
-            if result is Applied.UNKNOWN_PARENT and self._may_ask(worker):
+            if result is Applied.UNKNOWN_PARENT and self._may_ask(worker, stream):
                 stream.held.extend(events)
                 return self._recover(worker, stream, None, f"event {event.event_id} names an unknown parent")
         return None
@@ -220,16 +230,16 @@ class Indexer:
         # What a lossy stream lacks is older than this gap, so only a dump makes it whole.
         first = None if stream.last_id is None or stream.state is StreamState.LOSSY else expected
         self.counts["gaps"] += 1
-        if self.recoverable:
+        if stream.recoverable:
             reason = f"events {expected}..{event.event_id - 1} are missing"
             return self._recover(worker, stream, first, reason, last=event.event_id - 1)
         if stream.last_id is not None:
             self._enter(worker, stream, StreamState.LOSSY, f"events {expected}..{event.event_id - 1} were lost")
         return None
 
-    def _may_ask(self, worker: WorkerId) -> bool:
+    def _may_ask(self, worker: WorkerId, stream: Stream) -> bool:
         # What the memory bound dropped, no dump can bring back.
-        return self.recoverable and not self.index.is_lossy(worker)
+        return stream.recoverable and not self.index.is_lossy(worker)
 
     def _recover(
         self, worker: WorkerId, stream: Stream, first: int | None, reason: str, last: int | None = None

@@ -13,6 +13,7 @@ from dynamo_core.ids import WorkerId
 from dynamo_core.tokens import HASH_BYTES, PackedHashes, pack_hashes, unpack_hashes
 from dynamo_router._lab_trace import TraceRequest
 
+_LEAST_TOKEN_S = 0.001
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -26,6 +27,9 @@ class WorkerModel(msgspec.Struct, frozen=True):
         prefill_slowdown: Share by which each running request slows prefill.
         kv_blocks: Blocks the device holds.
         overhead_s: Seconds that each prefill costs beside its tokens.
+        prefill_square_s: Seconds for the square of a prefill's uncached tokens, for attention among them.
+        decode_occupancy_s: Seconds a token by the share ``p`` of device blocks in use, as the coefficients of
+            ``1, p, p**2``; instead of ``decode_s`` and ``decode_slowdown`` if given.
     """
 
     prefill_tokens_per_s: Positive = 8000.0
@@ -34,6 +38,20 @@ class WorkerModel(msgspec.Struct, frozen=True):
     prefill_slowdown: float = 0.0
     kv_blocks: int = 3000
     overhead_s: float = 0.0
+    prefill_square_s: float = 0.0
+    decode_occupancy_s: tuple[float, float, float] | None = None
+
+    def prefill_time_s(self, tokens: int, running: int) -> float:
+        """Return how long a prefill takes beside running requests."""
+        rate = self.prefill_tokens_per_s / (1.0 + self.prefill_slowdown * running)
+        return self.overhead_s + tokens / rate + self.prefill_square_s * tokens * tokens
+
+    def token_time_s(self, running: int, used: float) -> float:
+        """Return how long one token of each running request takes, by their number and the share of used blocks."""
+        if self.decode_occupancy_s is None:
+            return self.decode_s * (1.0 + self.decode_slowdown * (running - 1))
+        constant, linear, square = self.decode_occupancy_s
+        return max(constant + linear * used + square * used * used, _LEAST_TOKEN_S)
 
 
 class BlockCache:
@@ -124,17 +142,16 @@ class ModelWorker:
         evicted = self.cache.pin(job.hashes)
         uncached = self.uncached_tokens(job)
         self.prefilled_tokens += uncached
-        rate = self.model.prefill_tokens_per_s / (1.0 + self.model.prefill_slowdown * self.running)
         events: list[KvEvent] = []
         if evicted:
             events.append(BlockRemoved(self._next_id(), pack_hashes(evicted)))
-        return self.model.overhead_s + uncached / rate, events
+        return self.model.prefill_time_s(uncached, self.running), events
 
     def finish_prefill(self, job: Job) -> tuple[float, list[KvEvent]]:
         """End a prefill; returns how long decoding takes, and the blocks that became reusable."""
         self.busy = False
         self.running += 1
-        per_token = self.model.decode_s * (1.0 + self.model.decode_slowdown * (self.running - 1))
+        per_token = self.model.token_time_s(self.running, self.cache.pinned / self.cache.capacity)
         return per_token * (job.request.output_tokens - 1), self._stored(job)
 
     def finish(self, job: Job) -> None:

@@ -1,14 +1,13 @@
-"""The engines that a selection service follows, by worker."""
+"""The engines that are followed, by worker."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from dynamo_core.errors import InvalidRequestError
 from dynamo_core.events import KvEventBatch
 from dynamo_core.ids import WorkerId
-from dynamo_router._engine_events import EngineEventSource, SourceState, rank_endpoint
-from dynamo_router._service_bodies import WorkerBody
+from dynamo_router._engine_address import EngineAddress
+from dynamo_router._engine_events import EngineEventSource, SourceState
 
 
 class EngineListeners:
@@ -17,26 +16,20 @@ class EngineListeners:
     def __init__(self) -> None:
         self._sources: dict[int, dict[int, EngineEventSource]] = {}
 
-    async def open(self, body: WorkerBody, apply: Callable[[KvEventBatch], object]) -> None:
+    async def open(self, address: EngineAddress, apply: Callable[[KvEventBatch], object]) -> None:
         """Follow a worker's engines.
 
         Raises:
-            InvalidRequestError: if an address cannot be used or a rank is not the worker's.
+            InvalidRequestError: if an address cannot be used; those before it are followed until ``close``.
         """
-        known = {worker.dp_rank for worker in body.workers()}
-        if unknown := sorted(body.kv_events_endpoints.keys() - known):
-            raise InvalidRequestError(
-                f"kv_events_endpoints names dp rank {unknown[0]}, the worker has {min(known)}..{max(known)}; "
-                "set data_parallel_size, or leave it out",
-                param="kv_events_endpoints",
-            )
-        sources = self._sources.setdefault(body.worker_id, {})
-        for rank, endpoint in body.kv_events_endpoints.items():
+        sources = self._sources.setdefault(address.worker_id, {})
+        for rank, endpoint in address.endpoints.items():
             sources[rank] = EngineEventSource(
                 apply,
-                WorkerId(body.worker_id, rank),
+                WorkerId(address.worker_id, rank),
                 endpoint,
-                replay_endpoint=rank_endpoint(body.replay_endpoint, rank),
+                replay_endpoint=address.replay_endpoints.get(rank, ""),
+                topic=address.topic,
             )
             await sources[rank].start()
 
@@ -54,7 +47,12 @@ class EngineListeners:
         """Return how far each of a worker's engines has been heard."""
         return {rank: source.state for rank, source in self._sources.get(worker_id, {}).items()}
 
-    def counts(self) -> dict[SourceState, int]:
-        """Return how many engines there are in each state."""
-        states = [source.state for sources in self._sources.values() for source in sources.values()]
+    def counts(self, workers: Collection[int] | None = None) -> dict[SourceState, int]:
+        """Return how many engines there are in each state, of all workers or of some."""
+        states = [
+            source.state
+            for worker_id, sources in self._sources.items()
+            if workers is None or worker_id in workers
+            for source in sources.values()
+        ]
         return {state: states.count(state) for state in SourceState}

@@ -34,8 +34,10 @@ class Reservation:
         uncached_tokens: Prompt tokens that it adds to prefill until its first token.
         prompt_tokens: Length of its prompt.
         output_blocks: Blocks that its output has filled so far.
+        output_tokens: Tokens generated so far.
         touched_s: Monotonic time of its last progress.
         prediction: What it was expected to find cached.
+        origin: Replica that made it; empty for this one.
     """
 
     candidate: Candidate
@@ -45,6 +47,8 @@ class Reservation:
     output_blocks: int
     touched_s: float
     prediction: Prediction
+    origin: str = ""
+    output_tokens: int = 0
 
 
 class LoadBook:
@@ -69,13 +73,29 @@ class LoadBook:
     def __len__(self) -> int:
         return len(self._booked)
 
+    def __contains__(self, reservation: ReservationId) -> bool:
+        return reservation in self._booked
+
+    @property
+    def full(self) -> bool:
+        """Whether as many requests are booked as may be."""
+        return len(self._booked) >= self._max_reservations
+
+    def get(self, reservation: ReservationId) -> Reservation | None:
+        """Return a booking, or None."""
+        return self._booked.get(reservation)
+
+    def of(self, origin: str) -> list[tuple[ReservationId, Reservation]]:
+        """Return the bookings that a replica made, least recently touched first; of this one for an empty name."""
+        return [(key, booked) for key, booked in self._booked.items() if booked.origin == origin]
+
     def require_room(self) -> None:
         """Refuse to book beyond the limit.
 
         Raises:
             CapacityExhaustedError: if as many requests are booked as may be.
         """
-        if len(self._booked) >= self._max_reservations:
+        if self.full:
             raise CapacityExhaustedError(
                 f"the router has {len(self._booked)} requests booked, its limit; "
                 "raise max_reservations or complete requests",
@@ -92,13 +112,16 @@ class LoadBook:
         uncached_tokens: int,
         now_s: float,
         prediction: Prediction = NO_PREDICTION,
+        origin: str = "",
     ) -> None:
         """Add a request to a worker's load."""
         candidate.decode_blocks += self.blocks.add(candidate.slot, hashes)
         candidate.prefill_tokens += uncached_tokens
         candidate.prefill.add(reservation, uncached_tokens, now_s)
         candidate.active_requests += 1
-        self._booked[reservation] = Reservation(candidate, hashes, uncached_tokens, prompt_tokens, 0, now_s, prediction)
+        self._booked[reservation] = Reservation(
+            candidate, hashes, uncached_tokens, prompt_tokens, 0, now_s, prediction, origin
+        )
 
     def first_token(self, reservation: ReservationId, now_s: float) -> None:
         """End a request's prefill load; unknown reservations are ignored."""
@@ -112,6 +135,7 @@ class LoadBook:
         booked = self._touch(reservation, now_s)
         if booked is None or not self._track_output:
             return
+        booked.output_tokens = max(booked.output_tokens, output_tokens)
         size = self.block_size
         filled = (booked.prompt_tokens + output_tokens) // size - booked.prompt_tokens // size
         grown = max(filled - booked.output_blocks, 0)

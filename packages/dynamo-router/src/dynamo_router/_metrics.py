@@ -32,6 +32,8 @@ REGRET = "dynamo_router_regret_tokens_total"
 RECEIPTS_DROPPED = "dynamo_router_receipts_dropped"
 POLICY_FAILURES = "dynamo_router_policy_failures"
 POLICY_OVERRUNS = "dynamo_router_policy_overruns"
+REPLICAS = "dynamo_router_replicas"
+REPLICA_GAPS = "dynamo_router_replica_gaps"
 LISTENERS = "dynamo_router_engine_listeners"
 
 _DECISION_BUCKETS_S = (0.00002, 0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1)
@@ -80,6 +82,8 @@ class RouterMetrics:
         self.prefill_tokens = gauge(PREFILL_TOKENS, "Prompt tokens booked and not computed, all workers")
         self.decode_blocks = gauge(DECODE_BLOCKS, "Distinct blocks of booked requests, all workers")
         self.queued = gauge(QUEUED, "Requests that wait because all workers are busy")
+        self.replicas = gauge(REPLICAS, "Other routers whose bookings count as load here")
+        self.replica_gaps = gauge(REPLICA_GAPS, "Times that messages of another router were lost")
         self.receipts = gauge(RECEIPTS, "Decisions kept for look-up")
 
     def decisions(self, policy: str) -> Counter:

@@ -158,11 +158,13 @@ class Pipeline:
 
     def _run(self, policy: Policy, query: Query, candidates: Sequence[Candidate], reason: str) -> Choice:
         costs = policy.score(query, candidates)
-        if len(costs) != len(candidates) or not all(map(math.isfinite, costs)):
+        # A finite sum has finite parts; one that is not may also have overflowed.
+        if len(costs) != len(candidates) or not (math.isfinite(sum(costs)) or all(map(math.isfinite, costs))):
             raise ValueError(f"it gave {len(costs)} costs for {len(candidates)} candidates, or one is not finite")
         index = policy.pick(costs, candidates, self._rng)
         if not 0 <= index < len(candidates):
             raise ValueError(f"it picked candidate {index} of {len(candidates)}")
         cost = costs[index]
-        margin = min((*costs[:index], *costs[index + 1 :]), default=None)
-        return Choice(candidates[index], costs, policy, None if margin is None else margin - cost, reason)
+        others = list(costs)
+        del others[index]
+        return Choice(candidates[index], costs, policy, min(others) - cost if others else None, reason)

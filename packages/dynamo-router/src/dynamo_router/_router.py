@@ -22,9 +22,10 @@ from dynamo_router._admission import Admission, make_queue
 from dynamo_router._decide import Decider
 from dynamo_router._filters import BusyLimits
 from dynamo_router._fleet import Fleet
-from dynamo_router._index import TIERS, BlockIndex
+from dynamo_router._index import BlockIndex
 from dynamo_router._indexer import Indexer, StreamState
 from dynamo_router._load import LoadBook, Reservation
+from dynamo_router._match import TIERS
 from dynamo_router._metrics import RouterMetrics
 from dynamo_router._pipeline import Pipeline, load_policy
 from dynamo_router._prompt import read_prompt
@@ -139,8 +140,13 @@ class KvRouter:
         """
         self.add_worker(worker, card)
 
-    def add_worker(self, worker: WorkerId, card: ModelCard) -> KvEventQuery | None:
+    def add_worker(self, worker: WorkerId, card: ModelCard, *, recoverable: bool = True) -> KvEventQuery | None:
         """Do as ``upsert_worker`` does, and tell what to fetch.
+
+        Args:
+            worker: Which.
+            card: What it serves.
+            recoverable: Whether this worker answers queries for KV events.
 
         Returns:
             The dump of its cache to fetch, if this router is recoverable and the worker is new.
@@ -151,7 +157,7 @@ class KvRouter:
         if not self._fleet.upsert(worker, card):
             return None
         self._admission.pump()
-        return self.indexer.add_worker(worker) if self.settings.use_kv_events else None
+        return self.indexer.add_worker(worker, recoverable=recoverable) if self.settings.use_kv_events else None
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker, its bookings and what its cache held; unknown ones are ignored."""
@@ -265,6 +271,7 @@ class KvRouter:
 
     def first_token(self, reservation: ReservationId) -> None:
         """End the prefill load of a request; unknown reservations are ignored."""
+        self._view.settle()
         self._book.first_token(reservation, self._clock.monotonic())
         self._admission.pump()
 

@@ -68,7 +68,7 @@ class SelectionService:
 
     def __init__(self, settings: RouterSettings, *, clock: Clock | None = None, max_routers: int = 64) -> None:
         self.metrics = Metrics()
-        self._listener_gauge = self.metrics.gauge(LISTENERS, "Engines whose KV events are followed", ["state"])
+        self._listener_gauge = self.metrics.gauge(LISTENERS, "Engines whose KV events are followed", ["model", "state"])
         self._settings = settings
         self._clock = clock or SystemClock()
         self._max_routers = max_routers
@@ -162,7 +162,7 @@ class SelectionService:
     async def _listen(self, body: WorkerBody) -> None:
         router = self._routers[body.model_name, body.routing_group]
         try:
-            await self._listeners.open(body, router.apply_events)
+            await self._listeners.open(body.engine(), router.apply_events)
         except InvalidRequestError:
             await self._remove(body.worker_id)
             raise
@@ -305,10 +305,11 @@ class SelectionService:
         return _json({"status": "ready", "index_modes": modes})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        for router in self._routers.values():
+        for key, router in self._routers.items():
             router.refresh_metrics()
-        for state, count in self._listeners.counts().items():
-            self._listener_gauge.labels(state=state.value).set(count)
+            workers = {worker.instance_id for worker in router.workers()}
+            for state, count in self._listeners.counts(workers).items():
+                self._listener_gauge.labels(model="/".join(key), state=state.value).set(count)
         return web.Response(body=generate_latest(self.metrics.registry), content_type="text/plain")
 
 

@@ -14,6 +14,7 @@ from dynamo_core.ids import DecisionId, WorkerId
 from dynamo_core.requests import RoutingHints
 from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
 from dynamo_core.tokens import BlockHasher, PackedHashes, pack_hashes, pack_tokens
+from dynamo_router._engine_address import EngineAddress, rank_endpoint
 
 B = TypeVar("B", bound="Body")
 _U64 = (1 << 64) - 1
@@ -59,6 +60,22 @@ class WorkerBody(Body, frozen=True):
         """Return its dp ranks."""
         first = self.data_parallel_start_rank
         return [WorkerId(self.worker_id, rank) for rank in range(first, first + self.data_parallel_size)]
+
+    def engine(self) -> EngineAddress:
+        """Return where its engines publish.
+
+        Raises:
+            InvalidRequestError: if a rank is not the worker's, or the replay address has no port to count ranks from.
+        """
+        known = {worker.dp_rank for worker in self.workers()}
+        if unknown := sorted(self.kv_events_endpoints.keys() - known):
+            raise InvalidRequestError(
+                f"kv_events_endpoints names dp rank {unknown[0]}, the worker has {min(known)}..{max(known)}; "
+                "set data_parallel_size, or leave it out",
+                param="kv_events_endpoints",
+            )
+        replays = {rank: rank_endpoint(self.replay_endpoint, rank) for rank in self.kv_events_endpoints}
+        return EngineAddress(self.worker_id, self.kv_events_endpoints, replays)
 
 
 class SelectBody(Body, frozen=True):

@@ -21,6 +21,9 @@ class RouterSettings(DynamoSettings):
     policy_budget_s: Annotated[
         float, Field(gt=0, description="Seconds a policy may take; after three over it in a row it rests for a while")
     ] = 0.02
+    replica_sync: Annotated[
+        bool, Field(description="Share bookings with the other routers of this endpoint over the event bus")
+    ] = False
     use_kv_events: Annotated[bool, Field(description="Feed the index with the workers' KV events")] = True
     max_index_blocks: Annotated[
         int, Field(ge=1, description="Most (worker, tier, block) entries of the KV index; about 130 bytes each")

@@ -14,6 +14,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _ABSENT = object()
+# An integer of 60 bits takes 32 bytes, one of 64 bits 48. Names only have to differ within one shelf; two that do not
+# cost the older block, as if the engine had used its name again.
+NAME_BITS = (1 << 60) - 1
 
 
 class Shelf:
@@ -61,23 +64,41 @@ class Shelf:
     def resolve(self, engine_hash: int) -> int | None:
         """Return the sequence hash of a held block by its engine hash, or None."""
         if self._names is not None:
-            return self._names.get(engine_hash)
+            return self._names.get(engine_hash & NAME_BITS)
         return engine_hash if engine_hash in self._parents else None
 
     def use_names(self) -> None:
         """Keep engine hashes apart from sequence hashes from here on."""
         if self._names is None:
-            self._names = {key: key for key in self._parents}
+            self._names = {key & NAME_BITS: key for key in self._parents}
 
-    def add_chain(self, parent: int | None, keys: list[int], engine_hashes: list[int]) -> bool:
-        """Hold a chain of blocks if all its hashes are new here; else change nothing and return False."""
+    def leading(self, keys: list[int], engine_hashes: list[int]) -> int:
+        """Return how many leading blocks are held already, under these very names."""
+        parents, names = self._parents, self._names
+        if keys[0] not in parents:
+            return 0
+        for position, key in enumerate(keys):
+            if key not in parents or (names is not None and names.get(engine_hashes[position] & NAME_BITS) != key):
+                return position
+        return len(keys)
+
+    def add_chain(self, parent: int | None, keys: list[int], engine_hashes: list[int], *, fresh: bool = False) -> bool:
+        """Hold a chain of blocks if all its hashes are new here; else change nothing and return False.
+
+        Args:
+            parent: What the first one continues.
+            keys: Sequence hashes.
+            engine_hashes: What the engine calls them.
+            fresh: Whether it is known that none of them is held.
+        """
         if self._ghosts:
             return False
-        if self._names is not None and not _add_new(self._names, engine_hashes, keys):
+        names = [name & NAME_BITS for name in engine_hashes] if self._names is not None else []
+        if self._names is not None and not _add_new(self._names, names, keys):
             return False
-        if not _add_new(self._parents, keys, [parent, *keys[:-1]]):
+        if not _add_new(self._parents, keys, [parent, *keys[:-1]], fresh=fresh):
             if self._names is not None:
-                for name in engine_hashes:
+                for name in names:
                     del self._names[name]
             return False
         self._link(parent)
@@ -92,11 +113,12 @@ class Shelf:
         """
         lost = None
         if self._names is not None:
-            old = self._names.get(engine_hash)
+            name = engine_hash & NAME_BITS
+            old = self._names.get(name)
             if old is not None and old != key:
-                lost = self.remove(engine_hash)
+                lost = self.remove(name)
             if old != key:
-                self._names[engine_hash] = key
+                self._names[name] = key
                 if key in self._parents:
                     self._extra_names[key] = self._extra_names.get(key, 0) + 1
         if key in self._parents:
@@ -112,7 +134,7 @@ class Shelf:
         """Let go of one name; return the sequence hash if with it the block is gone, else None."""
         key = engine_hash
         if self._names is not None:
-            found = self._names.pop(engine_hash, None)
+            found = self._names.pop(engine_hash & NAME_BITS, None)
             if found is None or self._drop_extra(found):
                 return None
             key = found
@@ -176,9 +198,9 @@ class Shelf:
             table[parent] = children
 
 
-def _add_new(table: dict[int, T], keys: list[int], values: list[T]) -> bool:
+def _add_new(table: dict[int, T], keys: list[int], values: list[T], *, fresh: bool = False) -> bool:
     """Add keys if all are new and different; else leave the table as it was and return False."""
-    if not table.keys().isdisjoint(keys):
+    if not fresh and not table.keys().isdisjoint(keys):
         return False
     before = len(table)
     table.update(zip(keys, values, strict=True))

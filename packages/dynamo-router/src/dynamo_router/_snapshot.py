@@ -10,8 +10,8 @@ from dynamo_core.enums import Tier
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.ids import WorkerId
 from dynamo_core.tokens import XXH3_1337_V1, PackedHashes, pack_hashes, require_algorithm, unpack_hashes
-from dynamo_router._index import TIERS
 from dynamo_router._indexer import Indexer, StreamState
+from dynamo_router._match import TIERS
 from dynamo_router._shelf import Shelf
 
 _NONE = PackedHashes(b"")

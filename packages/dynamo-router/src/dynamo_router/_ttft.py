@@ -73,13 +73,13 @@ class TtftPolicy:
         most = max([worker.cached_tokens for worker in candidates]) if overlap else 0
         shared, saved = own * query.prompt_tokens + overlap * most, own + overlap
         learns, prior_s = knobs.learn_pace, PRIOR_TOKENS / fleet
-        loading: dict[tuple[int, ...], float] = {NO_BLOCKS: 0.0}
         costs: list[float] = []
         for worker in candidates:
-            held = worker.tier_blocks
-            if held not in loading:
-                loading[held] = self._loading_tokens(held, size)
-            work = shared + own * loading[held] + decode * worker.decode_blocks - saved * worker.cached_tokens
+            work = shared + decode * worker.decode_blocks
+            if worker.cached_tokens:
+                work -= saved * worker.cached_tokens
+                if own and worker.tier_blocks is not NO_BLOCKS:
+                    work += self._loading_tokens(worker.tier_blocks, size)
             queue = worker.prefill
             pace = fleet
             if learns and queue.done_s:

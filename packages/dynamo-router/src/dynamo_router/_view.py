@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dynamo_core.ids import WorkerId
 from dynamo_router._active import ActiveBlocks
 from dynamo_router._approximate import ApproximateIndex
@@ -97,6 +99,16 @@ class CacheView:
         groups = self._indexer.index.match(prompt.hashes, bit).groups()
         exact = self._tokens(prompt, sum(groups[0][0])) if groups else 0
         return Prediction(exact=max(exact, floor), approximate=approximate)
+
+    def note(self, worker: Candidate, hashes: Sequence[int], now_s: float) -> None:
+        """Note what another router sends to a worker, if this one predicts what the worker holds."""
+        if len(hashes) and self._assume_reuse and self.mode(worker) is not IndexMode.EXACT:
+            self.approximate.insert(worker.slot, hashes, now_s, capacity_blocks=worker.total_kv_blocks)
+
+    def settle(self) -> None:
+        """Enter now what bookings have put off until the next decision."""
+        self._active.settle()
+        self.approximate.settle()
 
     def judge(self, worker: Candidate, prediction: Prediction, reported: int) -> bool:
         """Score a prediction; returns whether the worker's exact index just lost belief."""

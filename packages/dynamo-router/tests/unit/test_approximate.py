@@ -30,6 +30,22 @@ def test_the_least_recent_leaf_goes_first():
     assert len(index) == 8
 
 
+def test_uses_of_a_busy_prompt_do_not_pile_up():
+    index = ApproximateIndex(1000.0)
+    long = chain_hashes(range(100))
+    others = [chain_hashes([*range(90), other]) for other in range(1000, 1100)]
+    for second in range(500):
+        index.insert(0, long[: second % 50 + 50], float(second))
+        index.insert(0, others[second % 100], float(second))
+    index.settle()
+    shelf = index._shelves[0]
+    assert shelf.named == sum(use.left for use in shelf.uses) <= 4 * len(index) + 4096
+    assert len(shelf.uses) <= 4 * len(shelf.ends) + 256
+    assert index.match(long, 1, 1499.0) == [(99, 1)]
+    assert index.match(long, 1, 1500.0) == []
+    assert (len(index), shelf.named, len(shelf.uses), len(shelf.ends)) == (0, 0, 0, 0)
+
+
 def test_a_slot_can_be_cleared():
     index = ApproximateIndex(10.0)
     index.insert(0, PATH, 0.0)
@@ -49,12 +65,11 @@ def test_prefixes_stay_closed_and_bounded(steps, capacity):
     for slot, path, wait in steps:
         now += wait
         index.insert(slot, chain_hashes(path), now, capacity_blocks=capacity)
-        used = index._used.get(slot, {})
-        assert len(used) <= max(capacity, len(path))
+        assert index.blocks_of(slot) <= max(capacity, len(path))
         for path in ([0, 0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1, 1]):
             hashes = chain_hashes(path)
             found = {s: depth for depth, bits in index.match(hashes, 7, now) for s in range(3) if bits >> s & 1}
             for s in range(3):
-                held = [key in index._used.get(s, {}) for key in hashes]
+                held = [index.holds(s, key) for key in hashes]
                 assert found.get(s, 0) == (held.index(False) if False in held else len(held))
                 assert held == sorted(held, reverse=True)

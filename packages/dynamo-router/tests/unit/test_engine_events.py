@@ -17,7 +17,8 @@ from dynamo_core.ids import WorkerId
 from dynamo_core.routing import RoutingRequest
 from dynamo_core.tokens import BlockHasher, pack_hashes, pack_tokens, unpack_hashes
 from dynamo_router import EngineEventSource, KvRouter, RouterSettings
-from dynamo_router._engine_events import SourceState, rank_endpoint
+from dynamo_router._engine_address import rank_endpoint
+from dynamo_router._engine_events import SourceState
 from dynamo_router._engine_wire import open_message, read_event
 from dynamo_router._indexer import StreamState
 from dynamo_router._service import SelectionService
@@ -310,7 +311,10 @@ async def test_the_service_follows_the_engines_that_workers_name(engine):
                 await asyncio.sleep(0.001)
         answer = await (await client.post("/select", json={"token_ids": PROMPT})).json()
         assert (answer["worker_id"], answer["overlap"]["gpu"], answer["index_mode"]) == (1, 32, "exact")
-        assert 'engine_listeners{state="active"} 1.0' in await (await client.get("/metrics")).text()
+        assert (
+            'engine_listeners{model="default/default",state="active"} 1.0'
+            in await (await client.get("/metrics")).text()
+        )
         wrong = await client.post("/workers", json={**body, "worker_id": 3, "kv_events_endpoints": {"4": "tcp://h:1"}})
         assert wrong.status == 400
         assert "dp rank 4" in (await wrong.json())["error"]["message"]

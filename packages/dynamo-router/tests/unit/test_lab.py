@@ -115,6 +115,18 @@ def test_a_worker_takes_as_long_as_its_model_says():
     assert list(unpack_hashes(removed.engine_hashes)) == [two.hashes[2]]
 
 
+def test_a_model_may_have_curves():
+    model = WorkerModel(
+        prefill_tokens_per_s=1000.0,
+        overhead_s=0.5,
+        prefill_square_s=1e-6,
+        decode_occupancy_s=(0.01, 0.05, -0.02),
+    )
+    assert model.prefill_time_s(1000, 3) == pytest.approx(2.5)
+    assert model.token_time_s(9, 0.5) == pytest.approx(0.03)
+    assert WorkerModel(decode_occupancy_s=(0.0, 0.0, 0.0)).token_time_s(1, 1.0) == 0.001
+
+
 def test_replay_gives_every_request_its_time_and_repeats_exactly(tmp_path):
     lines = [entry(at * 100, [1, 2, at % 3 + 3]) for at in range(30)]
     trace = read_trace(mooncake(tmp_path, *lines))

@@ -14,10 +14,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import dynamo_worker
-from dynamo_tools.bench import Options
+from dynamo_tools.bench import Options, frontend_load
 from dynamo_tools.bench.figure import Figure
 from dynamo_tools.bench.http_servers import (
     Place,
@@ -94,9 +95,10 @@ def run(options: Options) -> list[Figure]:
         with upstream(_MODEL, folder) as engine, _gateway(folder, engine) as server:
             _measure(server, ours, "gateway", options)
         _open_streams(folder, ours, options)
+        lasting = frontend_load.figures(partial(_frontend, folder), _FULL_SPEED, _MODEL, options)
         _rival("ai-dynamo", lambda: _measure_dynamo(folder, theirs, options))
         _rival("litellm", lambda: _measure_litellm(folder, litellm, options))
-    return _figures(ours, theirs, litellm)
+    return [*_figures(ours, theirs, litellm), *lasting]
 
 
 def _figures(ours: Side, theirs: Side, litellm: Side) -> list[Figure]:
@@ -171,7 +173,7 @@ def _open_streams(folder: Path, side: Side, options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _frontend(folder: Path, engine: tuple[str, ...]) -> Generator[Server, None, None]:
+def _frontend(folder: Path, engine: tuple[str, ...], options: tuple[str, ...] = ()) -> Generator[Server, None, None]:
     place, port = Place.here(), free_port()
     discovery = tempfile.mkdtemp(dir=folder)
     planes = ["--discovery", f"file://{discovery}", "--log-level", "warning"]
@@ -179,7 +181,7 @@ def _frontend(folder: Path, engine: tuple[str, ...]) -> Generator[Server, None, 
     names = ["--model", str(_TINYLM), "--model-name", _MODEL]
     roomy = ["--engine-request-limit", "20000", "--request-queue-limit", "20000"]
     worker = [*ours, "worker", *planes, "--engine", "mock", *names, *roomy, *engine]
-    front = [*ours, "frontend", *planes, "--router", "round-robin", "--http-port", str(port)]
+    front = [*ours, "frontend", *planes, "--router", "round-robin", "--http-port", str(port), *options]
     with process(worker, place.others, folder) as back, process(front, place.server, folder) as child:
         wait_for_model(port, _MODEL, [child, back])
         yield Server(port, child.pid)

@@ -1,21 +1,27 @@
 """Program of the frontend benchmark: sends chat requests over kept connections and prints what it saw as JSON.
 
-``python http_load.py URL MODEL requests|stream|hold CONCURRENCY TOKENS``. It runs as a process of its own, so that its
-work is never counted as the server's. Each line of input is a number of requests to send, and is answered by a line of
-figures; ``hold`` opens streams, reports that each has its first event, and keeps them until its input ends.
+``python http_load.py URL MODEL requests|stream|hold|live|long CONCURRENCY TOKENS``. It runs as a process of its own, so
+that its work is never counted as the server's. Each line of input is a number of requests to send, and is answered by a
+line of figures; ``hold`` opens streams, reports that each has its first event, and keeps them until its input ends.
+``live`` asks for ``/live`` instead, and ``long`` sends prompts of so many words as ``TOKENS`` says, no two of them
+equal: whether they are answered or refused for their length, the server has read them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
+
+_CONTENT = "Tell me about the sea, its tides and its ships, please."
 
 
 class Connection(asyncio.Protocol):
@@ -30,6 +36,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._first_only = False
+        self.accepted: tuple[int, ...] = (200,)
         self.body = bytearray()
         self.events = 0
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -66,7 +73,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         if self.answered.done():
             return
-        if status == 200:
+        if status in self.accepted:
             self.answered.set_result(None)
         else:
             self.answered.set_exception(RuntimeError(f"status {status}: {bytes(self.body[:500])!r}"))
@@ -80,11 +87,11 @@ class Connection(asyncio.Protocol):
         await self.answered
 
 
-def request_bytes(host: str, model: str, tokens: int, *, stream: bool) -> bytes:
+def request_bytes(host: str, model: str, tokens: int, *, stream: bool, content: str = _CONTENT) -> bytes:
     """Return a chat request that generates exactly so many tokens on an engine that ignores its end of text."""
     fields: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": "Tell me about the sea, its tides and its ships, please."}],
+        "messages": [{"role": "user", "content": content}],
         "max_tokens": tokens,
         "temperature": 0,
         "stream": stream,
@@ -94,7 +101,18 @@ def request_bytes(host: str, model: str, tokens: int, *, stream: bool) -> bytes:
     return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
-async def load(connections: list[Connection], request: bytes, count: int) -> dict[str, float]:
+def long_requests(host: str, model: str, words: int) -> Callable[[], bytes]:
+    """Return what makes chat requests with prompts of so many words, no two of them equal."""
+    numbers = itertools.count()
+    text = " ".join(f"word{index % 997}" for index in range(words))
+
+    def make() -> bytes:
+        return request_bytes(host, model, 4, stream=False, content=f"{next(numbers)} {text}")
+
+    return make
+
+
+async def load(connections: list[Connection], request: Callable[[], bytes], count: int) -> dict[str, float]:
     """Send so many requests, each connection its next as soon as the last is answered."""
     left = count
     times: list[float] = []
@@ -104,8 +122,9 @@ async def load(connections: list[Connection], request: bytes, count: int) -> dic
         nonlocal left, events
         while left > 0:
             left -= 1
+            message = request()
             started = time.perf_counter()
-            await connection.ask(request)
+            await connection.ask(message)
             times.append(time.perf_counter() - started)
             events += connection.events
 
@@ -114,23 +133,37 @@ async def load(connections: list[Connection], request: bytes, count: int) -> dic
     wall = time.perf_counter() - began
     times.sort()
     p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
-    return {"wall_s": wall, "p50_ms": p50 * 1e3, "p99_ms": p99 * 1e3, "events": events, "requests": len(times)}
+    shown = {"p50_ms": p50 * 1e3, "p99_ms": p99 * 1e3, "max_ms": times[-1] * 1e3}
+    return {"wall_s": wall, **shown, "events": events, "requests": len(times)}
+
+
+def request_maker(host: str, model: str, mode: str, tokens: int) -> Callable[[], bytes]:
+    """Return what makes the requests of a mode."""
+    if mode == "long":
+        return long_requests(host, model, tokens)
+    if mode == "live":
+        live = f"GET /live HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
+        return lambda: live
+    request = request_bytes(host, model, tokens, stream=mode != "requests")
+    return lambda: request
 
 
 async def run(url: str, model: str, mode: str, concurrency: int, tokens: int) -> None:
     """Connect, then obey lines of input."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 80
-    request = request_bytes(parts.netloc, model, tokens, stream=mode != "requests")
+    make = request_maker(parts.netloc, model, mode, tokens)
     loop = asyncio.get_running_loop()
     connections = [(await loop.create_connection(Connection, host, port))[1] for _ in range(concurrency)]
     if mode == "hold":
-        await asyncio.gather(*[connection.ask(request, first_only=True) for connection in connections])
+        await asyncio.gather(*[connection.ask(make(), first_only=True) for connection in connections])
         print(json.dumps({"open": len(connections)}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
         return
+    for connection in connections:
+        connection.accepted = (200, 400) if mode == "long" else (200,)
     for line in iter(sys.stdin.readline, ""):
-        print(json.dumps(await load(connections, request, int(line))), flush=True)
+        print(json.dumps(await load(connections, make, int(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -163,11 +163,15 @@ class Load:
         Raises:
             ServerError: if an answer was not 200 or a connection broke.
         """
+        self.start(count)
+        return self.line()
+
+    def start(self, count: int) -> None:
+        """Send so many requests without waiting; ``line`` then returns what was seen."""
         assert self._child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.write(f"{count}\n")
             self._child.stdin.flush()
-        return self.line()
 
     def line(self) -> dict[str, Any]:
         """Wait for the next line of figures.

@@ -22,6 +22,7 @@ from dynamo_router import KvRouter, RouterSettings
 from dynamo_tools.bench import Options
 from dynamo_tools.bench.figure import Figure
 from dynamo_tools.bench.rivals import Rival, install
+from dynamo_tools.bench.router_lab import sessions, trace
 from dynamo_tools.process import clean_environment
 
 _RIVAL = Rival("ai-dynamo-runtime", ("ai-dynamo-runtime==1.6.1",))
@@ -36,7 +37,13 @@ def run(options: Options) -> list[Figure]:
     python = install(_RIVAL, options.cache)
     theirs = None if python is None else _index(python, "rival", options)
     figures = [_index_figure(name, unit, ours, theirs) for name, unit in _index_figures()]
-    return [*figures, *_decisions(options)]
+    foreign = _index(Path(sys.executable), "foreign", options)
+    assert foreign is not None
+    for name, unit in (("router_apply", "M blocks/CPU s"), ("router_block_bytes", "bytes")):
+        better = "higher" if name == "router_apply" else "lower"
+        runs, limit = foreign[name], _LIMITS[name]
+        figures.append(Figure.of(f"{name}_foreign", runs, unit=unit, better=better, limit_value=limit))
+    return [*figures, *_decisions(options), *sessions(options), *trace(options)]
 
 
 def _index_figures() -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Program of the router benchmark: builds an index, ours or the rival's, and prints its figures as JSON.
 
-It runs in an environment that holds one of the two only: ``python router_index.py ours|rival BLOCKS``.
+It runs in an environment that holds one of the two only: ``python router_index.py ours|foreign|rival BLOCKS``. Here
+``foreign`` is ours with engines that name blocks by hashes of their own.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Side:
 def main() -> None:
     """Measure one side."""
     count = int(sys.argv[2]) // SEQUENCE_BLOCKS
-    side = _ours(count) if sys.argv[1] == "ours" else _rival(count)
+    side = _rival(count) if sys.argv[1] == "rival" else _ours(count, foreign=sys.argv[1] == "foreign")
     gc.collect()
     before = _resident_bytes()
     cpu, wall = time.process_time(), time.perf_counter()
@@ -72,20 +73,21 @@ def _sequences(count: int) -> Iterator[tuple[int, list[int]]]:
         yield number, common + [rng.getrandbits(64) for _ in range(SEQUENCE_BLOCKS - COMMON_BLOCKS)]
 
 
-def _ours(count: int) -> Side:
+def _ours(count: int, *, foreign: bool = False) -> Side:
     from dynamo_core.events import BlockStored
     from dynamo_core.ids import WorkerId
     from dynamo_core.tokens import chain_hashes, pack_hashes, unpack_hashes
     from dynamo_router._index import BlockIndex
 
-    index = BlockIndex()
+    index, rng = BlockIndex(), random.Random(2)
     side = Side(index.apply, index.match)
     for number, local in _sequences(count):
         chain = chain_hashes(local)
+        names = [rng.getrandbits(64) for _ in chain] if foreign else chain
         for start in range(0, SEQUENCE_BLOCKS, EVENT_BLOCKS):
             stop = start + EVENT_BLOCKS
-            parent = chain[start - 1] if start else None
-            event = BlockStored(start + 1, pack_hashes(chain[start:stop]), pack_hashes(local[start:stop]), parent)
+            parent = names[start - 1] if start else None
+            event = BlockStored(start + 1, pack_hashes(names[start:stop]), pack_hashes(local[start:stop]), parent)
             side.events.append((WorkerId(number % WORKERS + 1), event))
         if number < QUERIED_SEQUENCES:
             for depth, queries in side.queries.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections import deque
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -143,18 +144,22 @@ class UpstreamPool:
     """Connections to one upstream.
 
     Args:
-        url: ``http://host:port`` with an optional path prefix.
+        url: ``http://host:port`` or ``https://host:port`` with an optional path prefix.
+        tls: Whom to trust behind ``https``.
 
     Raises:
         ConfigurationError: if it is no such URL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError(f"--upstream {url!r} is not http://host:port; give the engine's base URL")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ConfigurationError(
+                f"--upstream {url!r} is not http://host:port or https://host:port; give the engine's base URL"
+            )
         self.host = parts.hostname
-        self.port = parts.port or 80
+        self._tls = tls if parts.scheme == "https" else None
+        self.port = parts.port or (443 if self._tls is not None else 80)
         self.prefix = parts.path.rstrip("/").removesuffix("/v1")
         self.authority = parts.netloc.rpartition("@")[2]
         self._idle: deque[UpstreamConnection] = deque(maxlen=MAX_IDLE_CONNECTIONS)
@@ -172,7 +177,14 @@ class UpstreamPool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(lambda: UpstreamConnection(self), self.host, self.port)
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self), self.host, self.port, ssl=self._tls
+                )
+        except ssl.SSLError as error:
+            raise UnavailableError(
+                f"The engine at {self.authority} has no certificate that is trusted here: {error.reason}.",
+                reason="transport.cannot_connect",
+            ) from error
         except (OSError, TimeoutError) as error:
             raise UnavailableError(
                 f"The engine at {self.authority} cannot be reached.", reason="transport.cannot_connect"

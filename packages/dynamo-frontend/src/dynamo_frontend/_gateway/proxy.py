@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from dynamo_core.errors import DynamoError, InvalidRequestError, NotFoundError, UnavailableError
 from dynamo_frontend._errors import error_body
+from dynamo_frontend._gateway.charge import Charge
 from dynamo_frontend._gateway.connection import UpstreamConnection
 from dynamo_frontend._gateway.upstreams import Upstream, Upstreams
+from dynamo_frontend._gateway.workers import SharedMetrics
 from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._metrics import GatewayMetrics
@@ -50,8 +53,14 @@ class Exchange:
     """One request on its way through an engine."""
 
     def __init__(
-        self, request_id: str, response: HttpResponse, upstream: Upstream, on_over: Callable[[int], None]
+        self,
+        request_id: str,
+        response: HttpResponse,
+        upstream: Upstream,
+        on_over: Callable[[int], None],
+        charge: Charge | None = None,
     ) -> None:
+        self._charge = charge
         self.began: asyncio.Future[DynamoError | None] = asyncio.get_running_loop().create_future()
         self._request_id = request_id
         self._response = response
@@ -82,6 +91,8 @@ class Exchange:
 
     def on_body(self, data: bytes) -> None:
         """Pass a piece on; stop reading if the client does not keep up."""
+        if self._charge is not None:
+            self._charge.feed(data)
         if self._whole is not None:
             self._whole.append(data)
             return
@@ -132,10 +143,12 @@ class Exchange:
             return False
         self._over = True
         self._upstream.in_flight -= 1
-        self._on_over(self._status or 503)
+        self._on_over(self._status or _NEVER_BEGAN)
         return True
 
 
+# What is counted where an engine was lost before its first byte: the request may go on at another.
+_NEVER_BEGAN = 503
 _OWN_HEADERS = frozenset({"content-type", "cache-control", "date", "server"})
 
 
@@ -146,9 +159,19 @@ class GatewayApi:
         upstreams: The engines.
         metrics: Counts.
         retry_limit: Engines tried after the first.
+        shared: Metrics of the other processes that share the port; None if there are none.
     """
 
-    def __init__(self, upstreams: Upstreams, metrics: GatewayMetrics, *, retry_limit: int) -> None:
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        metrics: GatewayMetrics,
+        *,
+        retry_limit: int,
+        shared: SharedMetrics | None = None,
+    ) -> None:
+        self._shared = shared
+        metrics.follow(upstreams.states)
         self._upstreams = upstreams
         self._metrics = metrics
         self._retry_limit = retry_limit
@@ -160,15 +183,21 @@ class GatewayApi:
         """
         model = _model_of(request.body)
         request_id = request_id_of(request)
+        charge = Charge.of(request)
         tried: list[Upstream] = []
-        while True:
-            upstream = self._upstreams.choose(model, tried)
-            error = await self._attempt(request, response, request_id, upstream)
-            if error is None:
-                return
-            tried.append(upstream)
-            if len(tried) > self._retry_limit or len(tried) >= len(self._upstreams.members):
-                raise error
+        try:
+            while True:
+                upstream = self._upstreams.choose(model, tried)
+                error = await self._attempt(request, response, request_id, upstream, charge)
+                if error is None:
+                    return
+                tried.append(upstream)
+                if len(tried) > self._retry_limit or len(tried) >= len(self._upstreams.members):
+                    raise error
+        except DynamoError:
+            if charge is not None:
+                charge.settle(answered=False)
+            raise
 
     def models(self, request: HttpRequest, response: HttpResponse) -> None:
         """``GET /v1/models`` over all engines."""
@@ -198,17 +227,29 @@ class GatewayApi:
         }
         _send(response, 200 if ready else 503, body)
 
-    def metrics(self, request: HttpRequest, response: HttpResponse) -> None:
-        """``GET /metrics``."""
-        for member in self._upstreams.members:
-            self._metrics.upstream_state(member.url, up=member.up, in_flight=member.in_flight)
-        response.send(200, *self._metrics.render())
+    async def metrics(self, request: HttpRequest, response: HttpResponse) -> None:
+        """``GET /metrics``, of all workers that share the port."""
+        text = self._metrics.text()
+        if self._shared is not None:
+            text = await self._shared.gather(text)
+        response.send(200, text, CONTENT_TYPE_LATEST)
 
     async def _attempt(
-        self, request: HttpRequest, response: HttpResponse, request_id: str, upstream: Upstream
+        self,
+        request: HttpRequest,
+        response: HttpResponse,
+        request_id: str,
+        upstream: Upstream,
+        charge: Charge | None,
     ) -> DynamoError | None:
         """Return None once a response has begun, or why it did not."""
-        exchange = Exchange(request_id, response, upstream, lambda status: self._metrics.ended(upstream.url, status))
+
+        def on_over(status: int) -> None:
+            self._metrics.ended(upstream.url, status)
+            if charge is not None and status != _NEVER_BEGAN:
+                charge.settle(answered=status < 400)
+
+        exchange = Exchange(request_id, response, upstream, on_over, charge)
         # From here on the exchange owns the count in flight, also if the client leaves while it waits.
         response.on_disconnect(exchange.client_left)
         response.on_drain(exchange.client_caught_up)

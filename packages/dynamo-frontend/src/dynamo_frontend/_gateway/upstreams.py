@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Collection
 from typing import Any
 
@@ -21,9 +22,10 @@ _MAX_LISTING_BYTES = 4 << 20
 class Upstream:
     """One engine."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext, api_key: str = "") -> None:
         self.url = url.rstrip("/")
-        self.pool = UpstreamPool(url)
+        self.pool = UpstreamPool(url, tls)
+        self._api_key = api_key
         self.models: dict[str, dict[str, Any]] = {}
         self.up = False
         self.in_flight = 0
@@ -31,6 +33,8 @@ class Upstream:
 
     def request(self, method: str, path: str, headers: dict[str, str], body: bytes) -> bytes:
         """Return the bytes of a request to this engine."""
+        if self._api_key:
+            headers = {**headers, "authorization": f"Bearer {self._api_key}"}
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         target = self.pool.prefix + path
         head = (
@@ -46,8 +50,8 @@ class Upstreams:
     served least recently breaks ties. An engine that cannot be reached is left out until it answers a probe again.
     """
 
-    def __init__(self, urls: Collection[str], clock: Clock) -> None:
-        self.members = [Upstream(url) for url in urls]
+    def __init__(self, urls: Collection[str], clock: Clock, tls: ssl.SSLContext, *, api_key: str = "") -> None:
+        self.members = [Upstream(url, tls, api_key) for url in urls]
         self._clock = clock
         self._turn = 0
 
@@ -82,6 +86,10 @@ class Upstreams:
     def models(self) -> dict[str, dict[str, Any]]:
         """Return the models that can answer, by name."""
         return {name: shown for member in self.members if member.up for name, shown in member.models.items()}
+
+    def states(self) -> list[tuple[str, bool, int]]:
+        """Return each engine's URL, whether it is up, and its requests in flight."""
+        return [(member.url, member.up, member.in_flight) for member in self.members]
 
     def mark_down(self, upstream: Upstream, reason: str) -> None:
         """Leave an engine out until it answers a probe."""

@@ -4,6 +4,28 @@ from __future__ import annotations
 
 import urllib.parse
 from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class CallerLimits(Protocol):
+    """Who sent a request, as far as limits go."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether its tokens are limited."""
+        ...
+
+    def reserve(self, tokens: int) -> None:
+        """Set tokens aside, or raise ``RateLimitedError``."""
+        ...
+
+    def settle(self, reserved: int, used: int) -> None:
+        """Replace reserved tokens by those that were used."""
+        ...
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that show the limits."""
+        ...
 
 
 @dataclass(slots=True)
@@ -17,6 +39,7 @@ class HttpRequest:
         headers: Lower-case names; repeated headers are joined by ``", "``.
         body: Whole body, chunked encoding removed.
         http_version: ``1.0`` or ``1.1``.
+        caller: Whose it is; None if callers are not told apart.
     """
 
     method: str
@@ -25,6 +48,7 @@ class HttpRequest:
     headers: dict[str, str] = field(default_factory=dict[str, str])
     body: bytes = b""
     http_version: str = "1.1"
+    caller: CallerLimits | None = None
 
     def header(self, name: str) -> str:
         """Return a header by its lower-case name, or an empty string."""

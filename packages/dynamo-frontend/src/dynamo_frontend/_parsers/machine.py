@@ -296,7 +296,6 @@ class GrammarParser:
     def __init__(self, grammar: Callable[[Cursor], Steps[None]]) -> None:
         self._cursor = Cursor()
         self._steps: Steps[None] | None = grammar(self._cursor)
-        self._resume()
 
     def feed(self, text: str) -> Sequence[ParsedDelta]:
         """Take the next text."""
