@@ -39,8 +39,13 @@ class TimingProfile:
         """
         try:
             arrays = _read(path)
-            *axes, table = (arrays[key] for key in KEYS)
-            profile = cls(*(_floats(axis) for axis in axes), [_floats(row) for row in table])
+            profile = cls(
+                _floats(arrays["prefill_isl"]),
+                _floats(arrays["prefill_ttft_ms"]),
+                _floats(arrays["decode_active_kv_tokens"]),
+                _floats(arrays["decode_context_length"]),
+                [_floats(row) for row in arrays["decode_itl"]],
+            )
         except (OSError, ValueError, TypeError) as error:
             raise _refusal(path, f"cannot be read: {error}") from error
         except KeyError as error:
