@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import statistics
 import time
 from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
 
 from dynamo_core.clock import SystemClock
 from dynamo_core.engine import EngineContext
@@ -19,6 +20,7 @@ from dynamo_core.telemetry import Metrics
 from dynamo_core.tokens import pack_tokens
 from dynamo_tools.bench import Options
 from dynamo_tools.bench.figure import Figure
+from dynamo_tools.bench.worker_torch import torch_rate
 from dynamo_worker import ReferenceEngine
 
 PROMPT_TOKENS = 32
@@ -91,7 +93,7 @@ async def engine_figures(options: Options) -> list[Figure]:
     engine = await start_engine()
     try:
         return [
-            *await _decode(engine, options.runs),
+            *await _decode(engine, options),
             await _prefix_hit(engine, options.runs),
             await _abort(engine, options.runs),
         ]
@@ -99,20 +101,33 @@ async def engine_figures(options: Options) -> list[Figure]:
         await engine.cleanup()
 
 
-async def _decode(engine: ReferenceEngine, runs: int) -> list[Figure]:
+async def _decode(engine: ReferenceEngine, options: Options) -> list[Figure]:
     rates: dict[int, list[float]] = {1: [], 16: []}
-    for _ in range(runs + 1):
+    for _ in range(options.runs + 1):
         for batch, found in rates.items():
             found.append(await _decode_rate(engine, batch))
     single, batched = rates[1][1:], rates[16][1:]  # the first round only warms up
-    alone = statistics.median(single)
     ratios = [many / one for many, one in zip(batched, single, strict=True)]
-    unit = "tokens/CPU-s"
     return [
-        Figure.of("reference_decode_batch_1", single, unit=unit, better="higher"),
-        Figure.of("reference_decode_batch_16", batched, unit=unit, better="higher", rival="batch 1", rival_value=alone),
+        await _beside_torch("reference_decode_batch_1", single, 1, options),
+        await _beside_torch("reference_decode_batch_16", batched, 16, options),
         Figure.of("reference_batch_16_to_1", ratios, unit="x", better="higher", limit_value=16.0),
     ]
+
+
+async def _beside_torch(name: str, rates: Sequence[float], batch: int, options: Options) -> Figure:
+    rival = await asyncio.to_thread(
+        torch_rate,
+        options.cache,
+        Path(str(resources.files("dynamo_worker"))) / "models" / "tinylm",
+        batch=batch,
+        prompt_tokens=PROMPT_TOKENS,
+        output_tokens=OUTPUT_TOKENS,
+        runs=options.runs,
+    )
+    return Figure.of(
+        name, rates, unit="tokens/CPU-s", better="higher", rival="PyTorch, one CPU thread", rival_value=rival
+    )
 
 
 async def _decode_rate(engine: ReferenceEngine, batch: int) -> float:

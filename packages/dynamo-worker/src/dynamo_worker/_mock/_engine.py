@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Arguments
+from pathlib import Path
 
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
@@ -15,6 +16,7 @@ from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.tokens import BlockHasher
+from dynamo_worker._mock._profile import TimingProfile
 from dynamo_worker._mock._rank import Rank
 from dynamo_worker._mock._requests import check_request, output_limit
 from dynamo_worker._mock._sequence import RequestState, Sequence
@@ -53,14 +55,17 @@ class MockEngine:
         """Take as long as configured, then step whenever there is work.
 
         Raises:
-            ConfigurationError: if the model folder cannot be read.
+            ConfigurationError: if the model folder or the timing profile cannot be read.
         """
         settings = self._settings
         if settings.folder is not None:
             self._vocabulary = await asyncio.to_thread(Vocabulary.of_model, settings.folder)
+        profile = None
+        if settings.timing_profile:
+            profile = await asyncio.to_thread(TimingProfile.load, Path(settings.timing_profile))
         await context.clock.sleep(settings.startup_time_s)
         for number in range(settings.data_parallel_size):
-            rank = Rank(WorkerId(context.instance_id, number), settings, context.clock)
+            rank = Rank(WorkerId(context.instance_id, number), settings, context.clock, profile)
             self._ranks.append(rank)
             self._tasks.append(asyncio.get_running_loop().create_task(rank.run(), name=f"mock rank {number}"))
         return self._config()

@@ -10,6 +10,7 @@ from dynamo_core.errors import DynamoError
 from dynamo_core.ids import WorkerId
 from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_worker._mock._block_pool import BlockPool
+from dynamo_worker._mock._profile import TimingProfile
 from dynamo_worker._mock._scheduler import Scheduler, Step
 from dynamo_worker._mock._sequence import Sequence
 from dynamo_worker._mock._settings import MockSettings
@@ -28,11 +29,14 @@ class Rank:
         worker: Identity.
         settings: Limits.
         clock: Time.
+        profile: Measured times; the built-in fits if omitted.
     """
 
-    def __init__(self, worker: WorkerId, settings: MockSettings, clock: Clock) -> None:
+    def __init__(
+        self, worker: WorkerId, settings: MockSettings, clock: Clock, profile: TimingProfile | None = None
+    ) -> None:
         self.pool = BlockPool(settings.total_kv_blocks)
-        self.scheduler = Scheduler(settings, self.pool)
+        self.scheduler = Scheduler(settings, self.pool, profile)
         self.listener: Callable[[ForwardPassMetrics], None] | None = None
         self._worker = worker
         self._clock = clock

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dynamo_core.load import QueuedStats, ScheduledStats
 from dynamo_worker._mock._block_pool import BlockPool
+from dynamo_worker._mock._profile import TimingProfile
 from dynamo_worker._mock._sequence import Sequence
 from dynamo_worker._mock._settings import MockSettings
 from dynamo_worker._mock._timing import StepTiming
@@ -33,9 +34,10 @@ class Scheduler:
     Args:
         settings: Limits.
         pool: Blocks.
+        profile: Measured times; the built-in fits if omitted.
     """
 
-    def __init__(self, settings: MockSettings, pool: BlockPool) -> None:
+    def __init__(self, settings: MockSettings, pool: BlockPool, profile: TimingProfile | None = None) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.touched: dict[Sequence, None] = {}
@@ -45,7 +47,9 @@ class Scheduler:
         self._settings = settings
         self._pool = pool
         self._timing = StepTiming(
-            speedup_ratio=settings.speedup_ratio, decode_speedup_ratio=settings.decode_speedup_ratio
+            speedup_ratio=settings.speedup_ratio,
+            decode_speedup_ratio=settings.decode_speedup_ratio,
+            profile=profile,
         )
         self._reserve = int(settings.watermark * pool.total)
 
@@ -66,6 +70,8 @@ class Scheduler:
             prefill_tokens=step.scheduled.sum_prefill_tokens,
             decoding=step.scheduled.num_decode_requests,
             occupancy=self._pool.active / self._pool.total,
+            active_tokens=self._pool.active * self._settings.kv_block_size,
+            context_tokens=step.scheduled.sum_decode_kv_tokens / max(1, step.scheduled.num_decode_requests),
         )
         return step
 

@@ -40,6 +40,9 @@ class MockSettings(DynamoSettings):
     )
     speedup_ratio: float = Field(default=1.0, gt=0, description="how many times faster than the modelled hardware")
     decode_speedup_ratio: float = Field(default=1.0, gt=0, description="further speed-up of decoding alone")
+    timing_profile: str = Field(
+        default="", description=".npz or JSON file of measured step times; built-in fits of a mid-size model if empty"
+    )
     startup_time_s: float = Field(default=0.0, ge=0, description="seconds that start takes")
     data_parallel_size: int = Field(default=1, ge=1, le=1024, description="dp ranks")
 

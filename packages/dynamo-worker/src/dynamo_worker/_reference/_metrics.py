@@ -15,30 +15,35 @@ _STEP_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1
 
 
 class EngineMetrics:
-    """Gauges and counters of one engine, set after each step on the event loop."""
+    """Gauges and counters of one engine, over all its ranks, set after each step on the event loop."""
 
     def __init__(self, metrics: Metrics, ranks: int) -> None:
-        requests = metrics.gauge(REQUESTS, "Sequences inside the engine", ["state", "dp_rank"])
-        blocks = metrics.gauge(
-            KV_BLOCKS, "KV blocks on the device; cached ones may be in use too", ["state", "dp_rank"]
+        requests = metrics.gauge(REQUESTS, "Sequences inside the engine", ["state"])
+        blocks = metrics.gauge(KV_BLOCKS, "KV blocks on the device; cached ones may be in use too", ["state"])
+        self._gauges = (
+            requests.labels(state="running"),
+            requests.labels(state="waiting"),
+            blocks.labels(state="used"),
+            blocks.labels(state="cached"),
         )
-        names = [str(rank) for rank in range(ranks)]
-        self._running = [requests.labels(state="running", dp_rank=name) for name in names]
-        self._waiting = [requests.labels(state="waiting", dp_rank=name) for name in names]
-        self._used = [blocks.labels(state="used", dp_rank=name) for name in names]
-        self._cached = [blocks.labels(state="cached", dp_rank=name) for name in names]
         self._preemptions = metrics.counter(PREEMPTIONS, "Sequences that lost their KV blocks to older ones")
         self._grammars = metrics.gauge(GRAMMARS, "Output constraints kept compiled")
         self._step_seconds = metrics.histogram(STEP_SECONDS, "Seconds of one step", buckets=_STEP_BUCKETS_S)
+        self._of_ranks = [(0, 0, 0, 0)] * ranks
 
     def observe(
         self, core: EngineCore, dp_rank: int, num_grammars: int, stats: StepStats | None, wall_time_s: float
     ) -> None:
         """Record the state of a rank after a step."""
-        self._running[dp_rank].set(len(core.scheduler.running))
-        self._waiting[dp_rank].set(len(core.scheduler.waiting))
-        self._used[dp_rank].set(core.pool.num_used_blocks)
-        self._cached[dp_rank].set(core.pool.num_cached_blocks)
+        scheduler, pool = core.scheduler, core.pool
+        self._of_ranks[dp_rank] = (
+            len(scheduler.running),
+            len(scheduler.waiting),
+            pool.num_used_blocks,
+            pool.num_cached_blocks,
+        )
+        for gauge, values in zip(self._gauges, zip(*self._of_ranks, strict=True), strict=True):
+            gauge.set(sum(values))
         self._grammars.set(num_grammars)
         if stats is not None:
             self._step_seconds.observe(wall_time_s)

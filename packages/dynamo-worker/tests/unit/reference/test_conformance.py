@@ -1,16 +1,21 @@
 """The reference engine passes the engine contract's own tests."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from parts import TINYLM
 from tokenizers import Tokenizer
 
+from dynamo_core import testing
 from dynamo_core.engine import Engine
-from dynamo_core.testing import EngineConformance, GuidedEngineConformance
+from dynamo_core.testing import EngineConformance
 from dynamo_worker._reference.engine import ReferenceEngine
 
+# The first release of core that this package works with has no suite for constraints yet.
+WholeConformance: Any = getattr(testing, "GuidedEngineConformance", EngineConformance)
 
-class TestReferenceEngine(GuidedEngineConformance):
+
+class TestReferenceEngine(WholeConformance):
     factory = ReferenceEngine
     tokenizer = Tokenizer.from_file(str(TINYLM / "tokenizer.json"))
 
