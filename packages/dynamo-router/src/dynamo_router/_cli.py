@@ -15,6 +15,7 @@ USAGE = """usage: dynamo-router COMMAND ...
   replay TRACE   run policies on a recorded trace and compare them
   tune TRACE     search a policy's options for a trace
   serve          an HTTP service that selects workers
+  index          an HTTP service that only says who holds which prefix
   explain ID     show why a running service took a decision
 
 See dynamo-router COMMAND --help."""
@@ -63,11 +64,15 @@ def _run(command: str, argv: Sequence[str]) -> int:
         from dynamo_router._serve import serve
 
         return serve(argv, _write)
+    if command == "index":
+        from dynamo_router._serve import serve_index
+
+        return serve_index(argv, _write)
     if command == "explain":
         from dynamo_router._explain import explain
 
         return explain(argv, _write)
-    raise ConfigurationError(f"no command {command!r}; commands are replay, tune, serve and explain")
+    raise ConfigurationError(f"no command {command!r}; commands are replay, tune, serve, index and explain")
 
 
 def _write(text: str) -> None:
