@@ -36,26 +36,27 @@ class Admission:
 
     Args:
         decider: Decides.
-        queue: Where requests wait; None refuses instead.
+        settings: Where requests wait, and how long.
         release: Frees a booking whose caller left before it heard of it.
         clock: Time.
-        max_queued_s: Seconds that a request may wait; infinite for as long as its caller does.
+
+    Raises:
+        ConfigurationError: for a class option that does not exist or is out of range.
     """
 
     def __init__(
         self,
         decider: Decider,
-        queue: FairQueue[Ticket] | None,
+        settings: RouterSettings,
         *,
         release: Callable[[ReservationId], object],
         clock: Clock,
-        max_queued_s: float = math.inf,
     ) -> None:
         self._decider = decider
-        self._queue = queue
+        self._queue = make_queue(settings)
         self._release = release
         self._clock = clock
-        self._max_queued_s = max_queued_s
+        self._max_queued_s = math.inf if settings.max_queued_s is None else settings.max_queued_s
         # Nobody gives up before.
         self._soonest_s = math.inf
 

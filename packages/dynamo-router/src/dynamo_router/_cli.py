@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +13,9 @@ from dynamo_core.errors import ConfigurationError, DynamoError
 USAGE = """usage: dynamo-router COMMAND ...
 
   replay TRACE   run policies on a recorded trace and compare them
+  tune TRACE     search a policy's options for a trace
   serve          an HTTP service that selects workers
+  index          an HTTP service that only says who holds which prefix
   explain ID     show why a running service took a decision
 
 See dynamo-router COMMAND --help."""
@@ -39,7 +42,13 @@ def run() -> None:
     structlog.configure(  # noqa: TID251 - the command is an entry point, which is who configures logging
         logger_factory=structlog.PrintLoggerFactory(sys.stderr)
     )
-    sys.exit(main())
+    try:
+        status = main()
+    except BrokenPipeError:
+        # Whoever read the output has enough. What is still buffered must not fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
@@ -47,15 +56,23 @@ def _run(command: str, argv: Sequence[str]) -> int:
         from dynamo_router._lab_command import replay
 
         return replay(argv, _write)
+    if command == "tune":
+        from dynamo_router._tune_command import tune
+
+        return tune(argv, _write)
     if command == "serve":
         from dynamo_router._serve import serve
 
         return serve(argv, _write)
+    if command == "index":
+        from dynamo_router._serve import serve_index
+
+        return serve_index(argv, _write)
     if command == "explain":
         from dynamo_router._explain import explain
 
         return explain(argv, _write)
-    raise ConfigurationError(f"no command {command!r}; commands are replay, serve and explain")
+    raise ConfigurationError(f"no command {command!r}; commands are replay, tune, serve, index and explain")
 
 
 def _write(text: str) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from dynamo_core.errors import CapacityExhaustedError, InvalidRequestError, UnavailableError
 from dynamo_core.routing import RoutingPhase, RoutingRequest
 from dynamo_router._policy import Candidate
+from dynamo_router._settings import RouterSettings
 
 
 class BusyLimits(msgspec.Struct, frozen=True):
@@ -41,6 +42,11 @@ class BusyLimits(msgspec.Struct, frozen=True):
 
 
 NO_LIMITS = BusyLimits()
+
+
+def limits_of(settings: RouterSettings) -> BusyLimits:
+    """Return when a worker counts as busy."""
+    return BusyLimits(settings.busy_kv_usage, settings.busy_prefill_tokens, settings.busy_prefill_batches)
 
 
 def pin_of(request: RoutingRequest) -> tuple[int | None, int | None]:

@@ -22,15 +22,11 @@ from dynamo_router._lab_worker import WorkerModel
 PROG = "dynamo-router replay TRACE"
 
 
-class ReplaySettings(DynamoSettings):
-    """The fleet and the policies of a replay."""
+class LabSettings(DynamoSettings):
+    """The modelled fleet, and the part of a trace that it serves."""
 
-    component: ClassVar[str] = "router_replay"
+    component: ClassVar[str] = "router_lab"
 
-    policy: Annotated[
-        list[str],
-        Field(description="Policies, the first being the baseline; with options as NAME:OPTION=VALUE:OPTION=VALUE"),
-    ] = ["ttft", "kv", "round-robin"]  # noqa: RUF012 - pydantic copies defaults
     workers: Annotated[int, Field(ge=1, description="Modelled workers")] = 8
     rate: Annotated[float, Field(gt=0, description="Density of arrivals, 1 as recorded")] = 1.0
     limit: Annotated[int | None, Field(ge=1, description="Requests to read from the trace")] = None
@@ -47,6 +43,17 @@ class ReplaySettings(DynamoSettings):
     view_delay_s: Annotated[float, Field(ge=0, description="Seconds by which KV events reach the router late")] = 0.0
     resamples: Annotated[int, Field(ge=0, description="Bootstrap resamples for the intervals")] = 100
     seed: Annotated[int, Field(description="Seed of ties, draws and resamples")] = 0
+
+
+class ReplaySettings(LabSettings):
+    """The policies of a replay, and what it reports."""
+
+    component: ClassVar[str] = "router_replay"
+
+    policy: Annotated[
+        list[str],
+        Field(description="Policies, the first being the baseline; with options as NAME:OPTION=VALUE:OPTION=VALUE"),
+    ] = ["ttft", "kv", "round-robin"]  # noqa: RUF012 - pydantic copies defaults
     fail_if: Annotated[
         list[str], Field(description="Exit 1 if a policy changes so against the first: 'ttft_p99 > +3%%'")
     ] = []  # noqa: RUF012 - pydantic copies defaults
@@ -60,12 +67,7 @@ def replay(argv: Sequence[str], write: Callable[[str], None]) -> int:
     Raises:
         ConfigurationError: for a bad trace, flag, policy or gate.
     """
-    if not argv or argv[0].startswith("-"):
-        if "--help" not in argv:
-            raise ConfigurationError(f"{PROG}: give the trace file first; see dynamo-router replay --help")
-        path, flags = "", argv
-    else:
-        path, flags = argv[0], argv[1:]
+    path, flags = split_arguments(PROG, argv)
     settings = resolve_settings(PROG, (ReplaySettings,), flags).get(ReplaySettings)
     gates = [Gate.parse(text) for text in settings.fail_if]
     trace = read_trace(Path(path), block_size=settings.block_size, limit=settings.limit)
@@ -83,7 +85,7 @@ def replay(argv: Sequence[str], write: Callable[[str], None]) -> int:
         write(table(summaries))
     if settings.report_html:
         title = f"{Path(path).name}: {len(trace)} requests on {settings.workers} workers"
-        Path(settings.report_html).write_text(page(title, summaries, results), encoding="utf-8")
+        write_file("--report-html", settings.report_html, page(title, summaries, results))
     base = summaries[settings.policy[0]]
     failures = [gate.failure(spec, base, summaries[spec]) for gate in gates for spec in settings.policy[1:]]
     for failure in filter(None, failures):
@@ -93,7 +95,7 @@ def replay(argv: Sequence[str], write: Callable[[str], None]) -> int:
 
 def run_policy(
     spec: str,
-    settings: ReplaySettings,
+    settings: LabSettings,
     trace: Sequence[TraceRequest],
     on_progress: Callable[[int], None] | None = None,
 ) -> list[ReplayedRequest]:
@@ -103,6 +105,21 @@ def run_policy(
         ConfigurationError: for an unknown policy or option.
     """
     name, options = parse_policy(spec)
+    return run_options(name, options, settings, trace, on_progress)
+
+
+def run_options(
+    name: str,
+    options: Mapping[str, Any],
+    settings: LabSettings,
+    trace: Sequence[TraceRequest],
+    on_progress: Callable[[int], None] | None = None,
+) -> list[ReplayedRequest]:
+    """Replay a trace under a policy with options.
+
+    Raises:
+        ConfigurationError: for an unknown policy or option.
+    """
     model = WorkerModel(
         prefill_tokens_per_s=settings.prefill_tokens_per_s,
         decode_s=settings.decode_s,
@@ -120,6 +137,31 @@ def run_policy(
         seed=settings.seed,
     )
     return run.run(OpenLoop(trace), on_progress)
+
+
+def write_file(flag: str, path: str, text: str) -> None:
+    """Write a result that a flag asked for.
+
+    Raises:
+        ConfigurationError: if the file cannot be written.
+    """
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{flag} {path} cannot be written: {error.strerror or error}") from error
+
+
+def split_arguments(prog: str, argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Part the trace, which comes first, from the flags.
+
+    Raises:
+        ConfigurationError: if there is no trace, and help is not what is asked for.
+    """
+    if argv and not argv[0].startswith("-"):
+        return argv[0], argv[1:]
+    if "--help" not in argv and "-h" not in argv:
+        raise ConfigurationError(f"{prog}: give the trace file first; see {prog.removesuffix(' TRACE')} --help")
+    return "", argv
 
 
 def parse_policy(spec: str) -> tuple[str, Mapping[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from dynamo_core.routing import RequestOutcome, RoutingDecision
+from dynamo_router._settings import RouterSettings
 
 
 class ReceiptRing:
@@ -56,3 +57,8 @@ def regret_tokens(decision: RoutingDecision, outcome: RequestOutcome | None) -> 
     )
     reported = None if outcome is None else outcome.cached_tokens
     return max(0, int(most) - (decision.cached_tokens if reported is None else reported))
+
+
+def recorded_share(settings: RouterSettings) -> float:
+    """Return the share of decisions whose receipt names every candidate."""
+    return {"off": 0.0, "sampled": settings.receipts_sample_share, "on": 1.0}[settings.receipts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,9 @@ from dynamo_core.load import QueuedLoad, ReportedLoad, WorkerLoad
 from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
 from dynamo_core.telemetry import Metrics
 from dynamo_core.tokens import pack_hashes
-from dynamo_router._admission import Admission, make_queue
+from dynamo_router._admission import Admission
 from dynamo_router._decide import Decider
-from dynamo_router._filters import BusyLimits
+from dynamo_router._filters import limits_of
 from dynamo_router._fleet import Fleet
 from dynamo_router._gauges import refresh_index, refresh_load
 from dynamo_router._index import BlockIndex
@@ -32,7 +31,7 @@ from dynamo_router._outlook import overlaps, potential_loads
 from dynamo_router._pipeline import Pipeline, load_policy
 from dynamo_router._prompt import read_prompt
 from dynamo_router._receipt_log import LoggedReceipt, open_log
-from dynamo_router._receipts import ReceiptRing, regret_tokens
+from dynamo_router._receipts import ReceiptRing, recorded_share, regret_tokens
 from dynamo_router._settings import RouterSettings
 from dynamo_router._snapshot import IndexSnapshot, restore_worker, take_snapshot
 from dynamo_router._truth import IndexMode
@@ -87,8 +86,8 @@ class KvRouter:
         self.metrics = RouterMetrics(metrics or Metrics(), model)
         self._clock = clock or SystemClock()
         self._rng = random.Random(seed)
-        chosen_options = self.settings.policy_options if policy_options is None else policy_options
-        chosen = load_policy(policy or self.settings.policy, chosen_options)
+        given = self.settings.policy_options if policy_options is None else policy_options
+        chosen = load_policy(policy or self.settings.policy, given)
         self._pipeline = Pipeline(chosen, self._rng, clock=self._clock, budget_s=self.settings.policy_budget_s)
         self._fleet = Fleet(self.indexer.index, block_size)
         self._book = LoadBook(
@@ -112,18 +111,12 @@ class KvRouter:
             view=self._view,
             book=self._book,
             pipeline=self._pipeline,
-            limits=_busy_limits(self.settings),
-            recorded_share=_recorded_share(self.settings),
+            limits=limits_of(self.settings),
+            recorded_share=recorded_share(self.settings),
             clock=self._clock,
             rng=self._rng,
         )
-        self._admission = Admission(
-            self._decider,
-            make_queue(self.settings),
-            release=self._drop_booking,
-            clock=self._clock,
-            max_queued_s=math.inf if self.settings.max_queued_s is None else self.settings.max_queued_s,
-        )
+        self._admission = Admission(self._decider, self.settings, release=self._drop_booking, clock=self._clock)
         self._counted = self.metrics.decisions(self._pipeline.policy.name)
 
     async def start(self) -> None:
@@ -386,14 +379,6 @@ class KvRouter:
     def _drop_booking(self, reservation: ReservationId) -> None:
         self._book.release(reservation, self._clock.monotonic())
         self._admission.pump()
-
-
-def _busy_limits(settings: RouterSettings) -> BusyLimits:
-    return BusyLimits(settings.busy_kv_usage, settings.busy_prefill_tokens, settings.busy_prefill_batches)
-
-
-def _recorded_share(settings: RouterSettings) -> float:
-    return {"off": 0.0, "sampled": settings.receipts_sample_share, "on": 1.0}[settings.receipts]
 
 
 if TYPE_CHECKING:

@@ -1,17 +1,16 @@
-"""``dynamo-router serve``: the selection service as a process."""
+"""``dynamo-router serve`` and ``dynamo-router index``: the services as processes."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
-from aiohttp import web
 from pydantic import Field
 
-from dynamo_core.errors import ConfigurationError
 from dynamo_core.settings import DynamoSettings, resolve_settings
+from dynamo_router._http import serve_until_stopped
+from dynamo_router._index_service import IndexService
 from dynamo_router._peers import fetch_peer
 from dynamo_router._router import KvRouter
 from dynamo_router._service import SelectionService
@@ -38,6 +37,19 @@ class ServeSettings(DynamoSettings):
     ] = []  # noqa: RUF012 - pydantic copies defaults
 
 
+class IndexSettings(DynamoSettings):
+    """Where the index service listens, and how much it keeps."""
+
+    component: ClassVar[str] = "router_index"
+
+    host: Annotated[str, Field(description="Address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one")] = 8090
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = 64 * 1024 * 1024
+    max_index_blocks: Annotated[int, Field(ge=1, description="Most (worker, tier, block) entries of one model")] = (
+        8_000_000
+    )
+
+
 def serve(argv: Sequence[str], write: Callable[[str], None]) -> int:
     """Run the command until SIGINT or SIGTERM.
 
@@ -58,24 +70,29 @@ async def _serve(settings: ServeSettings, routing: RouterSettings, write: Callab
     state = await fetch_peer(settings.peers)
     if state is not None:
         await service.adopt(state)
-    runner = web.AppRunner(service.application(max_body_bytes=settings.max_body_bytes), access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, settings.host, settings.port)
-    try:
-        await site.start()
-    except OSError as error:
-        await runner.cleanup()
-        raise ConfigurationError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port"
-        ) from error
-    host, port = runner.addresses[0][:2]
-    write(f"dynamo-router selects on http://{host}:{port}")
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+    application = service.application(max_body_bytes=settings.max_body_bytes)
     upkeep = asyncio.create_task(service.upkeep())
-    await stopped.wait()
-    upkeep.cancel()
-    await asyncio.gather(upkeep, return_exceptions=True)
-    await runner.cleanup()
+    try:
+        await serve_until_stopped(
+            application, settings.host, settings.port, lambda url: write(f"dynamo-router selects on {url}")
+        )
+    finally:
+        upkeep.cancel()
+        await asyncio.gather(upkeep, return_exceptions=True)
+
+
+def serve_index(argv: Sequence[str], write: Callable[[str], None]) -> int:
+    """Run the index service until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigurationError: for a bad flag or address.
+    """
+    settings = resolve_settings("dynamo-router index", (IndexSettings,), argv).get(IndexSettings)
+    service = IndexService(RouterSettings(policy="kv", max_index_blocks=settings.max_index_blocks, receipts="off"))
+    application = service.application(max_body_bytes=settings.max_body_bytes)
+
+    def announce(url: str) -> None:
+        write(f"dynamo-router indexes on {url}")
+
+    asyncio.run(serve_until_stopped(application, settings.host, settings.port, announce))
+    return 0

@@ -5,7 +5,6 @@ Callers register workers, post KV events and ask; one router serves each pool of
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -13,10 +12,11 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from dynamo_core.clock import Clock, SystemClock
-from dynamo_core.errors import DynamoError, InternalError, NotFoundError
+from dynamo_core.errors import NotFoundError
 from dynamo_core.ids import ReservationId
 from dynamo_core.routing import RequestOutcome, RoutingDecision
 from dynamo_core.telemetry import Metrics
+from dynamo_router._http import errors_as_json, json_answer
 from dynamo_router._metrics import LISTENERS
 from dynamo_router._peers import PeerState
 from dynamo_router._pools import Pools
@@ -32,7 +32,6 @@ from dynamo_router._service_bodies import (
     SelectBody,
     WorkerBody,
     changed_worker,
-    error_body,
     read_body,
     selection,
 )
@@ -40,7 +39,6 @@ from dynamo_router._settings import RouterSettings
 from dynamo_router._split import SplitOptions, select_split
 
 UPKEEP_S = 1.0
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class SelectionService:
@@ -69,7 +67,7 @@ class SelectionService:
 
     def application(self, *, max_body_bytes: int = 64 * 1024 * 1024) -> web.Application:
         """Return the application to serve."""
-        app = web.Application(client_max_size=max_body_bytes, middlewares=[_errors])
+        app = web.Application(client_max_size=max_body_bytes, middlewares=[errors_as_json])
         app.on_cleanup.append(self._cleanup)
         app.add_routes(
             [
@@ -123,7 +121,7 @@ class SelectionService:
     # -- workers -----------------------------------------------------------------------------------------------------
 
     async def _list_workers(self, request: web.Request) -> web.Response:
-        return _json([self._shown(body) for body in self._pools.everyone()])
+        return json_answer([self._shown(body) for body in self._pools.everyone()])
 
     def _shown(self, body: WorkerBody) -> dict[str, Any]:
         states = self._pools.listeners.states(body.worker_id)
@@ -133,23 +131,23 @@ class SelectionService:
     async def _put_worker(self, request: web.Request) -> web.Response:
         body = read_body(WorkerBody, await request.read())
         await self._pools.put(body)
-        return _json(self._shown(body), status=201)
+        return json_answer(self._shown(body), status=201)
 
     async def _patch_worker(self, request: web.Request) -> web.Response:
         body = changed_worker(self._named(request), await request.read())
         await self._pools.change(body)
-        return _json(self._shown(body))
+        return json_answer(self._shown(body))
 
     async def _delete_worker(self, request: web.Request) -> web.Response:
         body = self._named(request)
         await self._pools.remove(body.worker_id)
-        return _json({"deleted": body.worker_id})
+        return json_answer({"deleted": body.worker_id})
 
     async def _report_load(self, request: web.Request) -> web.Response:
         worker = self._named(request)
         body = read_body(LoadBody, await request.read())
         self._pools.router_of(worker).report_load(body.worker(worker), body.reported(self._clock.time()))
-        return _json({"worker_id": worker.worker_id})
+        return json_answer({"worker_id": worker.worker_id})
 
     def _named(self, request: web.Request) -> WorkerBody:
         text = request.match_info["worker_id"]
@@ -175,7 +173,7 @@ class SelectionService:
         self, decision: RoutingDecision, body: SelectBody, router: KvRouter, *, status: int = 200
     ) -> web.Response:
         headers = {"x-dynamo-decision-id": decision.decision_id, "x-dynamo-worker-id": str(decision.worker)}
-        return _json(self._shown_selection(decision, body, router), status=status, headers=headers)
+        return json_answer(self._shown_selection(decision, body, router), status=status, headers=headers)
 
     def _shown_selection(self, decision: RoutingDecision, body: SelectBody, router: KvRouter) -> dict[str, Any]:
         worker = self._pools.workers.get(decision.worker.instance_id)
@@ -195,7 +193,7 @@ class SelectionService:
         asked = body.request(decode.block_size, reserve=reserve)
         found = await select_split(prefill, decode, asked, self._split_options)
         first = None if found.prefill is None else self._shown_selection(found.prefill, body, prefill)
-        return _json(
+        return json_answer(
             {"prefill": first, "decode": self._shown_selection(found.decode, body, decode), "reason": found.reason}
         )
 
@@ -209,23 +207,23 @@ class SelectionService:
         identity, router = self._booked(request)
         body = read_body(OutputBlockBody, await request.read())
         tokens = router.grow(ReservationId(identity), body.blocks)
-        return _json({"reservation_id": identity, "output_tokens": tokens})
+        return json_answer({"reservation_id": identity, "output_tokens": tokens})
 
     async def _prefill_complete(self, request: web.Request) -> web.Response:
         identity, router = self._booked(request)
         router.first_token(ReservationId(identity))
-        return _json({"reservation_id": identity})
+        return json_answer({"reservation_id": identity})
 
     async def _progress(self, request: web.Request) -> web.Response:
         identity, router = self._booked(request)
         router.progress(ReservationId(identity), read_body(ProgressBody, await request.read()).output_tokens)
-        return _json({"reservation_id": identity})
+        return json_answer({"reservation_id": identity})
 
     async def _complete(self, request: web.Request) -> web.Response:
         identity, router = self._booked(request)
         body = read_body(OutcomeBody, await request.read())
         router.complete(ReservationId(identity), body.outcome(identity))
-        return _json({"reservation_id": identity})
+        return json_answer({"reservation_id": identity})
 
     def _booked(self, request: web.Request) -> tuple[str, KvRouter]:
         identity = request.match_info["id"]
@@ -246,13 +244,13 @@ class SelectionService:
         batch = body.batch(router.block_size)
         router.apply_events(batch)
         stream = router.indexer.stream(batch.worker)
-        return _json({"last_event_id": stream.last_id, "state": stream.state.value, "detail": stream.detail})
+        return json_answer({"last_event_id": stream.last_id, "state": stream.state.value, "detail": stream.detail})
 
     async def _dump(self, request: web.Request) -> web.Response:
-        return _json({key.dump_name: router.snapshot() for key, router in self._pools.routers.items()})
+        return json_answer({key.dump_name: router.snapshot() for key, router in self._pools.routers.items()})
 
     async def _loads(self, request: web.Request) -> web.Response:
-        return _json(
+        return json_answer(
             [
                 {"model_name": key.model, "routing_group": key.group, "prefill": key.prefill}
                 | {"queued": msgspec.to_builtins(router.queued())}
@@ -265,7 +263,7 @@ class SelectionService:
         body = read_body(SelectBody, await request.read())
         router = self._pools.router(body.model_name, body.routing_group, prefill=body.for_prefill)
         found = router.potential_loads(body.request(router.block_size, reserve=False))
-        return _json(
+        return json_answer(
             [
                 {
                     "worker_id": load.worker.instance_id,
@@ -286,35 +284,35 @@ class SelectionService:
             {"worker_id": worker.instance_id, "dp_rank": worker.dp_rank, "tier_blocks": blocks, "cached_tokens": tokens}
             for worker, blocks, tokens in found
         ]
-        return _json({"block_size": router.block_size, "scores": scores})
+        return json_answer({"block_size": router.block_size, "scores": scores})
 
     async def _decisions(self, request: web.Request) -> web.Response:
         text = request.query.get("limit", "100")
         limit = int(text) if text.isdecimal() else 100
         kept = [entry for router in self._pools.routers.values() for entry in router.decisions(limit)]
         kept.sort(key=lambda entry: entry[0].decided_at_s, reverse=True)
-        return _json([_receipt(decision, outcome) for decision, outcome in kept[:limit]])
+        return json_answer([_receipt(decision, outcome) for decision, outcome in kept[:limit]])
 
     async def _decision(self, request: web.Request) -> web.Response:
         identity = request.match_info["id"]
         for router in self._pools.routers.values():
             found = router.decision(identity)
             if found is not None:
-                return _json(_receipt(*found))
+                return json_answer(_receipt(*found))
         raise NotFoundError(f"decision {identity!r} is unknown or no longer kept", param="id")
 
     async def _health(self, request: web.Request) -> web.Response:
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     async def _ready(self, request: web.Request) -> web.Response:
         if not len(self._pools):
-            return _json({"status": "no worker is registered"}, status=503)
+            return json_answer({"status": "no worker is registered"}, status=503)
         modes = {
             f"{key}/{worker}": mode.value
             for key, router in self._pools.routers.items()
             for worker, mode in router.index_modes().items()
         }
-        return _json({"status": "ready", "index_modes": modes})
+        return json_answer({"status": "ready", "index_modes": modes})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         for router in self._pools.routers.values():
@@ -324,25 +322,5 @@ class SelectionService:
         return web.Response(body=generate_latest(self.metrics.registry), content_type="text/plain")
 
 
-@web.middleware
-async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        message = f"{request.method} {request.path}: {error.reason}"
-        return _json({"error": {"message": message, "type": "http", "code": str(error.status)}}, status=error.status)
-    except DynamoError as error:
-        status = error.http_status if not isinstance(error, InternalError) else 500
-        return _json(error_body(error), status=status)
-
-
 def _receipt(decision: RoutingDecision, outcome: RequestOutcome | None) -> dict[str, Any]:
     return {"decision": decision, "outcome": outcome, "regret_tokens": regret_tokens(decision, outcome)}
-
-
-def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers
-    )
