@@ -10,16 +10,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynamo_router._engine_events import EngineEventSource
     from dynamo_router._hosted import create_router
+    from dynamo_router._outlook import OverlapScore
     from dynamo_router._policy import Candidate, Policy, Query
     from dynamo_router._router import KvRouter
     from dynamo_router._settings import RouterSettings
 
-__all__ = ["Candidate", "EngineEventSource", "KvRouter", "Policy", "Query", "RouterSettings", "create_router"]
+__all__ = [
+    "Candidate",
+    "EngineEventSource",
+    "KvRouter",
+    "OverlapScore",
+    "Policy",
+    "Query",
+    "RouterSettings",
+    "create_router",
+]
 
 _HOMES = {
     "Candidate": "dynamo_router._policy",
     "EngineEventSource": "dynamo_router._engine_events",
     "KvRouter": "dynamo_router._router",
+    "OverlapScore": "dynamo_router._outlook",
     "Policy": "dynamo_router._policy",
     "Query": "dynamo_router._policy",
     "RouterSettings": "dynamo_router._settings",

@@ -16,6 +16,7 @@ from dynamo_core.events import KvEventBatch, KvEventQuery
 from dynamo_core.ids import ReservationId, WorkerId
 from dynamo_core.load import QueuedLoad, ReportedLoad, WorkerLoad
 from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
+from dynamo_core.stability import deprecated
 from dynamo_core.telemetry import Metrics
 from dynamo_core.tokens import pack_hashes
 from dynamo_router._admission import Admission
@@ -27,7 +28,7 @@ from dynamo_router._index import BlockIndex
 from dynamo_router._indexer import Indexer
 from dynamo_router._load import LoadBook, Reservation
 from dynamo_router._metrics import RouterMetrics
-from dynamo_router._outlook import overlaps, potential_loads
+from dynamo_router._outlook import OverlapScore, overlap_scores, potential_loads
 from dynamo_router._pipeline import Pipeline, load_policy
 from dynamo_router._prompt import read_prompt
 from dynamo_router._receipt_log import LoggedReceipt, open_log
@@ -324,13 +325,18 @@ class KvRouter:
         """Return whether this router took a decision, by its id."""
         return decision_id.startswith(f"{self._decider.name}-")
 
-    def overlaps(self, request: RoutingRequest) -> list[tuple[WorkerId, dict[str, int], int]]:
-        """Return blocks by tier and expected cached tokens of every worker that holds any of a prompt.
+    def overlap_scores(self, request: RoutingRequest) -> list[OverlapScore]:
+        """Return what every worker that holds any of a prompt holds of it.
 
         Raises:
             InvalidRequestError: for another block size or hash algorithm.
         """
-        return overlaps(self._view, read_prompt(request, self.block_size), self._clock.monotonic())
+        return overlap_scores(self._view, read_prompt(request, self.block_size), self._clock.monotonic())
+
+    @deprecated(since="0.2.0", removed_in="0.4.0", use="KvRouter.overlap_scores")
+    def overlaps(self, request: RoutingRequest) -> list[tuple[WorkerId, dict[str, int], int]]:
+        """Return ``overlap_scores`` as bare tuples."""
+        return [tuple(score) for score in self.overlap_scores(request)]
 
     def potential_loads(self, request: RoutingRequest) -> list[WorkerLoad]:
         """Return the load that each worker would have with this request.

@@ -279,10 +279,14 @@ class SelectionService:
     async def _overlap_scores(self, request: web.Request) -> web.Response:
         body = read_body(SelectBody, await request.read())
         router = self._pools.router(body.model_name, body.routing_group, prefill=body.for_prefill)
-        found = router.overlaps(body.request(router.block_size, reserve=False))
         scores = [
-            {"worker_id": worker.instance_id, "dp_rank": worker.dp_rank, "tier_blocks": blocks, "cached_tokens": tokens}
-            for worker, blocks, tokens in found
+            {
+                "worker_id": score.worker.instance_id,
+                "dp_rank": score.worker.dp_rank,
+                "tier_blocks": score.tier_blocks,
+                "cached_tokens": score.cached_tokens,
+            }
+            for score in router.overlap_scores(body.request(router.block_size, reserve=False))
         ]
         return json_answer({"block_size": router.block_size, "scores": scores})
 

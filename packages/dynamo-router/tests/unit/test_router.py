@@ -324,3 +324,21 @@ async def test_a_burst_that_shares_a_cold_prefix_follows_one_leader():
     router = new(*(WorkerId(number) for number in range(1, 9)), policy="ttft")
     workers = {(await router.select(ask(request_id=str(number)))).worker for number in range(6)}
     assert len(workers) == 1
+
+
+def test_overlap_scores_name_what_each_worker_holds():
+    router = new(A, B)
+    cache(router, B)
+    cache(router, A, pack_tokens(range(8)), Tier.HOST)
+    scores = router.overlap_scores(ask())
+    assert [score.worker for score in scores] == [A, B]
+    assert [score.tier_blocks["device"] for score in scores] == [0, 10]
+    assert scores[0].tier_blocks["host"] == 2
+    assert scores[1].cached_tokens == 40
+
+
+def test_overlaps_gives_the_same_as_tuples_and_says_what_to_use():
+    router = new(B)
+    cache(router, B)
+    with pytest.warns(DeprecationWarning, match=r"goes in 0\.4\.0; use KvRouter\.overlap_scores"):
+        assert router.overlaps(ask()) == [tuple(score) for score in router.overlap_scores(ask())]
