@@ -172,7 +172,6 @@ class ResumeMetrics:
         self.abandoned = metrics.counter(ABANDONED_STREAMS_TOTAL, "Streams ended because no client came back")
 
 
-<<<<<<< HEAD
 class AccessMetrics:
     """Requests that were turned away at the door."""
 
@@ -184,14 +183,14 @@ class AccessMetrics:
     def denied(self, reason: str) -> None:
         """Count one; reasons are those of this package's errors."""
         self._denied.labels(reason=reason).inc()
-=======
+
+
 class MediaMetrics:
     """Metrics of images, audio and video in requests."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.items = metrics.counter(MEDIA_ITEMS_TOTAL, "Images, sounds and films of requests", ("kind", "outcome"))
         self.size_bytes = metrics.counter(MEDIA_BYTES_TOTAL, "Their bytes, where the frontend has them")
->>>>>>> frontend3
 
 
 class GatewayMetrics:
