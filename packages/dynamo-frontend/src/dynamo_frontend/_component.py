@@ -24,8 +24,9 @@ from dynamo_frontend._catalog import Catalog
 from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
+from dynamo_frontend._kserve.credentials import TlsFiles
 from dynamo_frontend._kserve.grpc_server import KserveGrpcServer
-from dynamo_frontend._kserve.rest_api import MODELS_PREFIX, KserveRest
+from dynamo_frontend._kserve.rest_api import MODELS_PREFIX, KserveRest, kserve_error
 from dynamo_frontend._kserve.runner import CompletionRunner
 from dynamo_frontend._media.policy import MediaLimits
 from dynamo_frontend._media.source import MediaSource
@@ -92,7 +93,7 @@ class Frontend:
         self._streams = ResumableStreams(_resume_limits(settings), context.clock, ResumeMetrics(context.metrics))
         self._access = open_door(settings, context.clock, context.metrics)
         self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
-        self.kserve = KserveGrpcServer(self._runner)
+        self.kserve = KserveGrpcServer(self._runner, self._access)
         self._router_factory: RouterFactory | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._publisher: Publisher | None = None
@@ -187,8 +188,14 @@ class Frontend:
     async def _start_kserve(self) -> None:
         settings = self._settings
         if settings.kserve_grpc_port is not None:
-            limit = settings.body_limit_mb * _MIB
-            await self.kserve.start(settings.http_host, settings.kserve_grpc_port, body_bytes=limit)
+            files = (settings.tls_cert_path, settings.tls_key_path, settings.tls_client_ca_cert_path)
+            await self.kserve.start(
+                settings.http_host,
+                settings.kserve_grpc_port,
+                body_bytes=settings.body_limit_mb * _MIB,
+                reuse_port=settings.http_reuse_port,
+                tls=TlsFiles(*files) if settings.tls_cert_path else None,
+            )
 
     def _routes(self) -> Routes:
         status = StatusApi(
@@ -212,10 +219,10 @@ class Frontend:
             "/tokenize": Route({"POST": text.tokenize}),
             "/detokenize": Route({"POST": text.detokenize}),
             "/inference/v1/generate": Route({"POST": resumable(TokenApi(self._api).generate)}),
-            "/v2": Route({"GET": kserve.server}),
-            "/v2/health/live": Route({"GET": kserve.live}),
-            "/v2/health/ready": Route({"GET": kserve.ready}),
-            MODELS_PREFIX: Route({"GET": kserve.show, "POST": kserve.act}, prefix=True),
+            "/v2": Route({"GET": kserve.server}, error_body=kserve_error),
+            "/v2/health/live": Route({"GET": kserve.live}, open=True),
+            "/v2/health/ready": Route({"GET": kserve.ready}, open=True),
+            MODELS_PREFIX: Route({"GET": kserve.show, "POST": kserve.act}, prefix=True, error_body=kserve_error),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
             "/openapi.json": Route({"GET": openapi}),

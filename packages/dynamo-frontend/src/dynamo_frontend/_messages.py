@@ -39,7 +39,7 @@ def template_messages(
 
 def _message(message: dict[str, Any], where: str, media: MediaCollector) -> dict[str, Any]:
     role = message.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise InvalidRequestError(
             f"{where}.role is {role!r}; use one of {', '.join(sorted(_ROLES))}.", param=f"{where}.role"
         )
@@ -71,7 +71,8 @@ def _part(part: Any, where: str, media: MediaCollector) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise InvalidRequestError(f"{where} must be an object with a type.", param=where)
     fields = cast("dict[str, Any]", part)
-    if fields.get("type") not in _TEXT_PARTS:
+    kind = fields.get("type")
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
         return media.add(fields, where)
     text = fields.get("text", fields.get("refusal"))
     if not isinstance(text, str):

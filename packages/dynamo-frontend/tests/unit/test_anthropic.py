@@ -7,6 +7,7 @@ import pytest
 from dynamo_core.errors import CapacityExhaustedError
 
 TEXT = "Tokyo is the capital. 日本"
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "YQ=="}}
 TOOLS = [{"name": "get_weather", "input_schema": {"type": "object"}}]
 CALL = 'Let me see.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 
@@ -106,7 +107,10 @@ async def test_tool_results_go_back_to_the_model(stack):
         ({"nonsense": 1}, 400, "invalid_request_error"),
         ({"temperature": 3}, 400, "invalid_request_error"),
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "invalid_request_error"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 415, "invalid_request_error"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, 415, "invalid_request_error"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error"),
+        ({"messages": [{"role": "user", "content": ["text"]}]}, 400, "invalid_request_error"),
+        ({"thinking": {"type": "enabled", "nonsense": 1}}, 400, "invalid_request_error"),
         ({"tool_choice": {"type": "any"}, "tools": TOOLS}, 400, "invalid_request_error"),
         ({"thinking": {"type": "perhaps"}}, 400, "invalid_request_error"),
         ({"tools": [{"name": "x", "type": "bash_20250124", "input_schema": {}}]}, 400, "invalid_request_error"),

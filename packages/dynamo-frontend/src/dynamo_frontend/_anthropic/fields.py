@@ -12,6 +12,9 @@ from dynamo_core.errors import InvalidRequestError, UnsupportedMediaError
 from dynamo_frontend._media.parts import PlacedPart
 from dynamo_frontend._openai.fields import ChatRequest, FunctionSpec, ToolSpec
 
+_THINKING_FIELDS = frozenset({"type", "budget_tokens", "display"})
+_CHOICE_FIELDS = frozenset({"type", "name", "disable_parallel_tool_use"})
+
 
 class AnthropicTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tool of the caller."""
@@ -94,7 +97,11 @@ def _message(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         return [{"role": role, "content": content}]
     if not isinstance(content, list):
         raise InvalidRequestError(f"{where}.content must be text or a list of blocks.", param=f"{where}.content")
-    blocks = cast("list[dict[str, Any]]", content)
+    blocks = cast("list[Any]", content)
+    for index, block in enumerate(blocks):
+        if not isinstance(block, dict):
+            place = f"{where}.content[{index}]"
+            raise InvalidRequestError(f"{place} must be an object with a type.", param=place)
     return _assistant(blocks, where) if role == "assistant" else _user(blocks, where)
 
 
@@ -177,6 +184,7 @@ def _tool(tool: AnthropicTool) -> ToolSpec:
 def _tool_choice(choice: Mapping[str, Any] | None) -> tuple[str | dict[str, Any] | None, bool]:
     if choice is None:
         return None, False
+    _only(choice, _CHOICE_FIELDS, "tool_choice")
     kind = choice.get("type")
     single = bool(choice.get("disable_parallel_tool_use"))
     if kind in ("auto", "none"):
@@ -192,6 +200,13 @@ def _thinking(thinking: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if thinking is None:
         return None
     kind = thinking.get("type")
+    _only(thinking, _THINKING_FIELDS, "thinking")
     if kind not in ("enabled", "disabled", "adaptive"):
         raise InvalidRequestError(f"thinking.type is {kind!r}; use enabled or disabled.", param="thinking")
     return {"enable_thinking": kind != "disabled"}
+
+
+def _only(given: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+    for name in given:
+        if name not in known:
+            raise InvalidRequestError(f"Unknown field '{where}.{name}'. Remove it.", param=f"{where}.{name}")

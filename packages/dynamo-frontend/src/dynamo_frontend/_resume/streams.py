@@ -55,7 +55,7 @@ class ResumableStreams:
         self._clock = clock
         self._metrics = metrics
         self._streams: dict[str, ResumableResponse] = {}
-        self._origins: dict[str, tuple[str, str, str]] = {}
+        self._origins: dict[str, tuple[str, ...]] = {}
         self._due: dict[str, float] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._work: set[asyncio.Future[None]] = set()
@@ -214,6 +214,9 @@ class ResumableStreams:
         self._metrics.size_bytes.set(self._size_bytes)
 
 
-def _origin(request: HttpRequest) -> tuple[str, str, str]:
-    """Return what a client that comes back must have in common with the one that left."""
-    return request.path, request.header("authorization"), request.header("x-api-key")
+def _origin(request: HttpRequest) -> tuple[str, ...]:
+    """Return what a client that comes back must have in common with the one that left.
+
+    Where keys are asked for, the door has put the tenant in the place of the key.
+    """
+    return (request.path, *(request.header(name) for name in ("authorization", "x-api-key", "x-tenant-id")))
