@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.ids import parse_instance_id
 from dynamo_core.requests import RoutingHints
-
-if TYPE_CHECKING:
-    from dynamo_frontend._openai.fields import CommonFields
 
 _REFUSED = {
     "annotations": "its values come as headers and usage",
@@ -67,6 +64,30 @@ class NvExt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     use_raw_prompt: Any = None
 
 
+class HintedFields(Protocol):
+    """Fields of a request that are hints, or stand in for some."""
+
+    @property
+    def nvext(self) -> NvExt | None:
+        """The extension object."""
+        ...
+
+    @property
+    def cache_salt(self) -> str | None:
+        """Separates cached prefixes."""
+        ...
+
+    @property
+    def prompt_cache_key(self) -> str | None:
+        """Names a conversation."""
+        ...
+
+    @property
+    def priority(self) -> int | None:
+        """Higher goes first."""
+        ...
+
+
 _NONE = NvExt()
 _NO_HINTS = AgentHints()
 
@@ -97,7 +118,7 @@ def check_nvext(extension: NvExt) -> None:
             )
 
 
-def routing_hints(fields: CommonFields, headers: dict[str, str]) -> RoutingHints:
+def routing_hints(fields: HintedFields, headers: dict[str, str]) -> RoutingHints:
     """Return what the caller asks of the router.
 
     Raises:
