@@ -33,7 +33,10 @@ MODEL_REJECTION_TOTAL = "dynamo_frontend_model_rejection_total"
 MODEL_READY = "dynamo_frontend_model_ready"
 MODEL_CONFLICTS = "dynamo_frontend_model_conflicting_cards"
 ACCESS_DENIED_TOTAL = "dynamo_frontend_access_denied_total"
+TRACE_WRITTEN_TOTAL = "dynamo_frontend_trace_written_total"
+TRACE_DROPPED_TOTAL = "dynamo_frontend_trace_dropped_total"
 GATEWAY_REQUESTS_TOTAL = "dynamo_frontend_gateway_requests_total"
+GATEWAY_UNROUTED_TOTAL = "dynamo_frontend_gateway_unrouted_total"
 GATEWAY_UPSTREAM_UP = "dynamo_frontend_gateway_upstream_up"
 GATEWAY_IN_FLIGHT_REQUESTS = "dynamo_frontend_gateway_in_flight_requests"
 RESUMABLE_STREAMS = "dynamo_frontend_resumable_streams"
@@ -172,6 +175,14 @@ class ResumeMetrics:
         self.abandoned = metrics.counter(ABANDONED_STREAMS_TOTAL, "Streams ended because no client came back")
 
 
+class TraceMetrics:
+    """Requests of the trace."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.written = metrics.counter(TRACE_WRITTEN_TOTAL, "Requests written to the trace")
+        self.dropped = metrics.counter(TRACE_DROPPED_TOTAL, "Requests missing from the trace")
+
+
 class AccessMetrics:
     """Requests that were turned away at the door."""
 
@@ -205,8 +216,15 @@ class GatewayMetrics:
         )
         self._up = metrics.gauge(GATEWAY_UPSTREAM_UP, "1 if the engine answers", ("upstream",))
         self._in_flight = metrics.gauge(GATEWAY_IN_FLIGHT_REQUESTS, "Requests at the engine", ("upstream",))
+        self._unrouted = metrics.counter(
+            GATEWAY_UNROUTED_TOTAL, "Requests that could not be routed by their content", ("reason",)
+        )
         self._series: dict[tuple[str, int], Any] = {}
         self._states: Callable[[], Iterable[tuple[str, bool, int]]] = tuple
+
+    def unrouted(self, reason: str) -> None:
+        """Count a request that could not be routed by its content; reasons are those of errors."""
+        self._unrouted.labels(reason=reason).inc()
 
     def follow(self, states: Callable[[], Iterable[tuple[str, bool, int]]]) -> None:
         """Ask here for each engine's URL, whether it is up, and its requests in flight."""

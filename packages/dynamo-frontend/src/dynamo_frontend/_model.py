@@ -113,7 +113,7 @@ async def load_model_text(card: ModelCard, settings: FrontendSettings, cache: To
     Raises:
         ConfigurationError: naming the file that is missing or damaged.
     """
-    text, source = await asyncio.to_thread(_load, card, settings, cache, clock)
+    text, source = await asyncio.to_thread(load_text_files, card, settings.tokenize_inline_chars, cache, clock)
     tools = settings.tool_call_parser or card.runtime_config.tool_call_parser or detect_tool_parser(source)
     reasoning = settings.reasoning_parser or card.runtime_config.reasoning_parser
     if not reasoning:
@@ -127,13 +127,18 @@ def _unless_none(name: str) -> str:
     return "" if name == NO_PARSER else name
 
 
-def _load(card: ModelCard, settings: FrontendSettings, cache: TokenCache, clock: Clock) -> tuple[ModelText, str]:
+def load_text_files(card: ModelCard, inline_chars: int, cache: TokenCache, clock: Clock) -> tuple[ModelText, str]:
+    """Read a card's files; return the text side without parsers, and the source of its template.
+
+    Raises:
+        ConfigurationError: naming the file that is missing or damaged.
+    """
     path = model_file(card, "tokenizer")
     if path is None:
         raise ConfigurationError(
             f"model {card.name!r} has no tokenizer: its card names none and {card.model_path!r} holds no tokenizer.json"
         )
-    tokenizer = TextTokenizer(load_tokenizer(path), cache, inline_chars=settings.tokenize_inline_chars)
+    tokenizer = TextTokenizer(load_tokenizer(path), cache, inline_chars=inline_chars)
     config = _read_json(model_file(card, "tokenizer_config"))
     source = _template_source(card, config)
     template = ChatTemplate(source, _special_tokens(config), clock) if source else None

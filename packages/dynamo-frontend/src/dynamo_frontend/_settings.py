@@ -127,6 +127,19 @@ class FrontendSettings(HttpSettings):
     )
     stream_replay_kb: int = Field(default=1024, ge=1, description="Events kept of one resumable stream, in KiB")
     stream_replay_total_mb: int = Field(default=64, ge=1, description="Events kept of all resumable streams, in MiB")
+    request_trace_file: str = Field(
+        default="", description="File to which a JSON line is written for each request; empty for none"
+    )
+    request_trace_payloads: bool = Field(
+        default=False, description="Write request bodies to the trace too: they hold what people wrote"
+    )
+    request_trace_roll_mb: int = Field(
+        default=256, ge=1, description="Size in MiB at which the trace's file rolls over"
+    )
+    request_trace_files: int = Field(default=4, ge=1, description="Files of the trace that are kept")
+    request_trace_capacity: int = Field(
+        default=1024, ge=1, description="Lines that may wait to be written; more are dropped and counted"
+    )
     traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
 
 
@@ -140,9 +153,40 @@ class GatewaySettings(HttpSettings):
     upstream_api_key: SecretStr = Field(
         default=SecretStr(""), description="Key sent to the engines in place of the caller's; empty passes that on"
     )
+    kv_events: list[str] = Field(
+        default_factory=list,
+        description="Where each engine publishes its KV events, tcp://host:port, in the order of --upstream; with it "
+        "requests go to the engine that holds their prefix, by a router plug-in (pip install dynamo-router)",
+    )
+    kv_events_replay: list[str] = Field(
+        default_factory=list, description="Replay socket of each engine, tcp://host:port, in the order of --upstream"
+    )
+    kv_dialect: str = Field(default="", description="Form of the events, vllm or sglang; empty reads both")
+    kv_topic: str = Field(default="", description="Topic of the events; empty for all")
+    kv_dp_size: int = Field(default=1, ge=1, le=1024, description="Data-parallel ranks of each engine")
+    kv_block_size: int = Field(default=16, ge=1, description="Tokens of a KV block of the engines")
+    tokenizer: str = Field(
+        default="", description="Folder of the model's tokenizer and template; empty asks the engine's /tokenize"
+    )
+    router: str = Field(default="kv", description="Router plug-in that --kv-events uses")
+    policy: str = Field(default="", description="Routing policy of that router; empty for its default")
+    router_options: dict[str, Any] = Field(default_factory=dict, description="Further router options as a JSON object")
     workers: int = Field(default=1, ge=1, le=256, description="Processes that share the port")
     worker_index: int = Field(default=-1, ge=-1, description="Which of the workers this is; set by --workers")
     worker_folder: str = Field(default="", description="Where the workers meet; set by --workers")
     retry_limit: int = Field(default=2, ge=0, le=16, description="Further engines tried before the first byte")
     probe_interval_s: float = Field(default=5.0, gt=0, description="How often engines are asked for their models")
     drain_timeout_s: float = Field(default=30.0, ge=0, description="Time for running replies at the end")
+
+
+class ChatSettings(DynamoSettings):
+    """Chat in the terminal."""
+
+    component: ClassVar[str] = "chat"
+
+    base_url: str = Field(default="http://127.0.0.1:8000", description="Server to talk to, http://host:port")
+    model: str = Field(default="", description="Model to talk to; empty for the server's first")
+    api_key: SecretStr = Field(default=SecretStr(""), description="Key to send; better given as a variable")
+    system: str = Field(default="", description="What the model is told first")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer, in tokens; unset for no limit")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="Unset for the model's default")

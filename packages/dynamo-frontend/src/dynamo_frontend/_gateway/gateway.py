@@ -13,6 +13,7 @@ from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.telemetry import Metrics
 from dynamo_frontend._access.access import open_door
+from dynamo_frontend._gateway.kv import kv_chooser
 from dynamo_frontend._gateway.proxy import GatewayApi
 from dynamo_frontend._gateway.upstreams import Upstreams
 from dynamo_frontend._gateway.workers import SharedMetrics
@@ -47,7 +48,10 @@ class Gateway:
         self._upstreams = Upstreams(settings.upstream, clock, secured, api_key=key)
         self._metrics = GatewayMetrics(metrics)
         self._shared = _shared_metrics(settings)
-        api = GatewayApi(self._upstreams, self._metrics, retry_limit=settings.retry_limit, shared=self._shared)
+        self._kv = kv_chooser(settings, self._upstreams, metrics, self._metrics, clock)
+        api = GatewayApi(
+            self._upstreams, self._metrics, retry_limit=settings.retry_limit, shared=self._shared, kv=self._kv
+        )
         routes = {
             "/v1/models": Route({"GET": api.models}),
             "/v1/models/": Route({"GET": api.model}, prefix=True),
@@ -69,11 +73,13 @@ class Gateway:
         """Listen, and probe the engines once. Engines that are down now may come later.
 
         Raises:
-            ConfigurationError: if the port cannot be had, or a file of keys or certificates cannot be read.
+            ConfigurationError: if the port cannot be had, a file cannot be read, or the router is not installed.
         """
         settings = self._settings
         if self._access is not None:
             self._access.load()
+        if self._kv is not None:
+            await self._kv.start()
         tls = settings.server_tls()
         shared = self._shared is not None
         await self.server.start(
@@ -82,7 +88,11 @@ class Gateway:
         if self._shared is not None:
             await self._shared.start(self._metrics.text)
         await self._upstreams.probe()
-        self._spawn(self._upstreams.watch(settings.probe_interval_s), "gateway-probes")
+        if self._kv is None:
+            self._spawn(self._upstreams.watch(settings.probe_interval_s), "gateway-probes")
+        else:
+            await self._kv.follow()
+            self._spawn(self._upstreams.watch(settings.probe_interval_s, self._kv.follow), "gateway-probes")
         if self._access is not None:
             self._spawn(self._access.watch(), "gateway-keys")
         _log.info("gateway listens", url=self.url, upstreams=[member.url for member in self._upstreams.members])
@@ -97,6 +107,8 @@ class Gateway:
         self._tasks.clear()
         if self._shared is not None:
             self._shared.close()
+        if self._kv is not None:
+            await self._kv.stop()
         self._upstreams.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:

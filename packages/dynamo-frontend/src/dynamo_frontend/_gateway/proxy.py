@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import urllib.parse
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from dynamo_core.errors import DynamoError, InvalidRequestError, NotFoundError, 
 from dynamo_frontend._errors import error_body
 from dynamo_frontend._gateway.charge import Charge
 from dynamo_frontend._gateway.connection import UpstreamConnection
+from dynamo_frontend._gateway.kv import Booking, KvChooser
 from dynamo_frontend._gateway.upstreams import Upstream, Upstreams
 from dynamo_frontend._gateway.workers import SharedMetrics
 from dynamo_frontend._http.request import HttpRequest
@@ -49,6 +51,14 @@ class _ModelField(msgspec.Struct):
 _MODEL = msgspec.json.Decoder(_ModelField)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request goes: an engine, and its booking if a router chose it."""
+
+    upstream: Upstream
+    booking: Booking | None = None
+
+
 class Exchange:
     """One request on its way through an engine."""
 
@@ -56,7 +66,7 @@ class Exchange:
         self,
         request_id: str,
         response: HttpResponse,
-        upstream: Upstream,
+        place: Place,
         on_over: Callable[[int], None],
         charge: Charge | None = None,
     ) -> None:
@@ -64,7 +74,8 @@ class Exchange:
         self.began: asyncio.Future[DynamoError | None] = asyncio.get_running_loop().create_future()
         self._request_id = request_id
         self._response = response
-        self._upstream = upstream
+        self._upstream = place.upstream
+        self._booking = place.booking
         self._on_over = on_over
         self._status = 0
         self._type = JSON
@@ -84,6 +95,9 @@ class Exchange:
         }
         self._headers["x-request-id"] = self._request_id
         self._headers["x-dynamo-upstream"] = self._upstream.pool.authority
+        if self._booking is not None:
+            self._booking.first_byte()
+            self._headers.update(self._booking.response_headers)
         if "content-length" in headers:
             self._whole = []
             return
@@ -160,6 +174,7 @@ class GatewayApi:
         metrics: Counts.
         retry_limit: Engines tried after the first.
         shared: Metrics of the other processes that share the port; None if there are none.
+        kv: Chooses by what engines' caches hold; None to choose by requests in flight alone.
     """
 
     def __init__(
@@ -169,7 +184,9 @@ class GatewayApi:
         *,
         retry_limit: int,
         shared: SharedMetrics | None = None,
+        kv: KvChooser | None = None,
     ) -> None:
+        self._kv = kv
         self._shared = shared
         metrics.follow(upstreams.states)
         self._upstreams = upstreams
@@ -187,17 +204,26 @@ class GatewayApi:
         tried: list[Upstream] = []
         try:
             while True:
-                upstream = self._upstreams.choose(model, tried)
-                error = await self._attempt(request, response, request_id, upstream, charge)
+                place = await self._place(request, request_id, model, tried)
+                error = await self._attempt(request, response, request_id, place, charge)
                 if error is None:
                     return
-                tried.append(upstream)
+                tried.append(place.upstream)
                 if len(tried) > self._retry_limit or len(tried) >= len(self._upstreams.members):
                     raise error
         except DynamoError:
             if charge is not None:
                 charge.settle(answered=False)
             raise
+
+    async def _place(self, request: HttpRequest, request_id: str, model: str, tried: list[Upstream]) -> Place:
+        """Return the engine for a request, counted in."""
+        booking = None
+        if self._kv is not None:
+            booking = await self._kv.choose(request, request_id, model, tried)
+        if booking is not None:
+            return Place(booking.upstream, booking)
+        return Place(self._upstreams.choose(model, tried))
 
     def models(self, request: HttpRequest, response: HttpResponse) -> None:
         """``GET /v1/models`` over all engines."""
@@ -220,11 +246,16 @@ class GatewayApi:
         """``GET /ready`` and ``/health``: whether any engine can answer, and the state of each."""
         states = {member.url: "up" if member.up else "down" for member in self._upstreams.members}
         ready = any(member.up for member in self._upstreams.members)
-        body = {
+        body: dict[str, Any] = {
             "status": "ready" if ready else "not_ready",
             "upstreams": states,
             "models": sorted(self._upstreams.models()),
         }
+        if self._kv is not None:
+            parts = self._kv.health.report().items()
+            body["routing"] = {name: f"{part.state.value} {part.reason}".strip() for name, part in parts}
+            if self._kv.problem:
+                body["routing"]["prompts"] = self._kv.problem
         _send(response, 200 if ready else 503, body)
 
     async def metrics(self, request: HttpRequest, response: HttpResponse) -> None:
@@ -239,17 +270,20 @@ class GatewayApi:
         request: HttpRequest,
         response: HttpResponse,
         request_id: str,
-        upstream: Upstream,
+        place: Place,
         charge: Charge | None,
     ) -> DynamoError | None:
         """Return None once a response has begun, or why it did not."""
+        upstream, booking = place.upstream, place.booking
 
         def on_over(status: int) -> None:
             self._metrics.ended(upstream.url, status)
+            if booking is not None:
+                booking.end(status)
             if charge is not None and status != _NEVER_BEGAN:
                 charge.settle(answered=status < 400)
 
-        exchange = Exchange(request_id, response, upstream, on_over, charge)
+        exchange = Exchange(request_id, response, place, on_over, charge)
         # From here on the exchange owns the count in flight, also if the client leaves while it waits.
         response.on_disconnect(exchange.client_left)
         response.on_drain(exchange.client_caught_up)
@@ -268,6 +302,8 @@ class GatewayApi:
         path = f"{quoted}?{request.query}" if request.query else quoted
         headers = {name: value for name, value in request.headers.items() if name not in _HOP_BY_HOP}
         headers["x-request-id"] = request_id
+        if booking is not None:
+            headers.update(booking.request_headers)
         connection.send(upstream.request(request.method, path, headers, request.body), exchange)
         return await exchange.began
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import msgspec
@@ -17,6 +17,10 @@ from dynamo_frontend._gateway.connection import UpstreamPool
 _log = structlog.get_logger(__name__)
 _PROBE_TIMEOUT_S = 5.0
 _MAX_LISTING_BYTES = 4 << 20
+
+
+async def _nothing() -> None:
+    """Follow nothing."""
 
 
 class Upstream:
@@ -62,6 +66,23 @@ class Upstreams:
             NotFoundError: if no engine serves the model.
             UnavailableError: if those that do are down or excluded.
         """
+        chosen = min(self.serving(model, excluded), key=lambda member: (member.in_flight, member.served))
+        self.take(chosen)
+        return chosen
+
+    def take(self, upstream: Upstream) -> None:
+        """Count a request in."""
+        upstream.in_flight += 1
+        self._turn += 1
+        upstream.served = self._turn
+
+    def serving(self, model: str, excluded: Collection[Upstream] = ()) -> list[Upstream]:
+        """Return the engines that can take a request for a model; there is at least one.
+
+        Raises:
+            NotFoundError: if no engine serves the model.
+            UnavailableError: if those that do are down or excluded.
+        """
         serving = [member for member in self.members if model in member.models]
         if not serving:
             known = ", ".join(sorted(self.models())) or "none"
@@ -77,11 +98,7 @@ class Upstreams:
                 reason="backend.unavailable",
                 retry_after_s=1.0,
             )
-        chosen = min(usable, key=lambda member: (member.in_flight, member.served))
-        chosen.in_flight += 1
-        self._turn += 1
-        chosen.served = self._turn
-        return chosen
+        return usable
 
     def models(self) -> dict[str, dict[str, Any]]:
         """Return the models that can answer, by name."""
@@ -101,11 +118,12 @@ class Upstreams:
         """Ask every engine for its models, once."""
         await asyncio.gather(*(self._probe(member) for member in self.members))
 
-    async def watch(self, interval_s: float) -> None:
-        """Probe until cancelled."""
+    async def watch(self, interval_s: float, followed: Callable[[], Awaitable[None]] = _nothing) -> None:
+        """Probe until cancelled; ``followed`` is called after each round."""
         while True:
             await self._clock.sleep(interval_s)
             await self.probe()
+            await followed()
 
     def close(self) -> None:
         """Close idle connections."""
@@ -154,19 +172,30 @@ class _Listing(msgspec.Struct):
     data: list[dict[str, Any]]
 
 
-async def _list_models(upstream: Upstream) -> dict[str, dict[str, Any]]:
+async def ask(upstream: Upstream, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """Return status and body of a small exchange with an engine. Cancelling it drops the connection.
+
+    Raises:
+        DynamoError: if the engine cannot be reached or breaks off.
+    """
     connection = await upstream.pool.acquire()
     collector = _Collector()
-    connection.send(upstream.request("GET", "/v1/models", {"accept": "application/json"}, b""), collector)
+    headers = {"accept": "application/json", **({"content-type": "application/json"} if body else {})}
+    connection.send(upstream.request(method, path, headers, body), collector)
     try:
         await collector.done
     except asyncio.CancelledError:
         connection.abort()
         raise
-    if collector.status != 200:
-        raise BackendProtocolError(f"/v1/models answered {collector.status}")
+    return collector.status, bytes(collector.body)
+
+
+async def _list_models(upstream: Upstream) -> dict[str, dict[str, Any]]:
+    status, body = await ask(upstream, "GET", "/v1/models")
+    if status != 200:
+        raise BackendProtocolError(f"/v1/models answered {status}")
     try:
-        listing = msgspec.json.decode(collector.body, type=_Listing)
+        listing = msgspec.json.decode(body, type=_Listing)
     except msgspec.MsgspecError as error:
         raise BackendProtocolError(f"/v1/models is not a model list: {error}") from error
     return {str(item["id"]): item for item in listing.data if "id" in item}
