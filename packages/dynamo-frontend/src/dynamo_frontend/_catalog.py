@@ -151,13 +151,13 @@ class Catalog:
                 self._take_up(model)
 
     def find(self, name: str) -> ServedModel:
-        """Return a ready model by name or alias.
+        """Return a ready model by name, alias or ``base:adapter``.
 
         Raises:
             NotFoundError: if there is no model of this name.
             UnavailableError: if it is known but not ready.
         """
-        model = self._names.get(name)
+        model = self._names.get(name) or self._adapter(name)
         if model is None:
             known = ", ".join(sorted(self._models)) or "none"
             raise NotFoundError(
@@ -172,6 +172,14 @@ class Catalog:
                 retry_after_s=1.0,
             )
         return model
+
+    def _adapter(self, name: str) -> ServedModel | None:
+        """Return the adapter of a name such as ``base:adapter``, if it is one of that base model's."""
+        base, _, adapter = name.rpartition(":")
+        model, base_model = self._names.get(adapter), self._names.get(base)
+        if model is None or base_model is None or model.card.lora is None:
+            return None
+        return model if model.card.lora.base_model == base_model.name else None
 
     def _is_ready(self, model: ServedModel) -> bool:
         """Whether a request can be routed: each role is present, and a worker that answers is reachable."""

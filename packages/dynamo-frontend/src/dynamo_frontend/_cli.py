@@ -11,10 +11,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from dynamo_core.clock import SystemClock
-from dynamo_core.errors import ConfigurationError
+from dynamo_core.errors import ConfigurationError, DynamoError
 from dynamo_core.settings import resolve_settings
 from dynamo_core.telemetry import Metrics
 from dynamo_frontend._access.command import keys_command
+from dynamo_frontend._chat import chat
 from dynamo_frontend._gateway.gateway import Gateway
 from dynamo_frontend._gateway.workers import WorkerProcesses, reserve_port
 from dynamo_frontend._settings import GatewaySettings
@@ -23,6 +24,7 @@ _COLLECT_AFTER_OBJECTS = 20_000
 _USAGE = """usage: dynamo-frontend COMMAND [options]; dynamo-frontend COMMAND --help shows the options
 
   serve --upstream http://host:port [--upstream ...]   a gateway before OpenAI-compatible engines
+  chat [--base-url http://host:port]                   a chat in the terminal
   keys new|list|revoke --file FILE                     API keys of a gateway or frontend
 
 The frontend for Dynamo workers runs as `dynamo frontend` (pip install dynamo-runtime)."""
@@ -41,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return command(arguments[1:])
-    except ConfigurationError as error:
+    except DynamoError as error:
         print(f"dynamo-frontend: {error.message}", file=sys.stderr)  # noqa: T201 - the command's answer
-        return 2
+        return 2 if isinstance(error, ConfigurationError) else 1
 
 
 def _keys(arguments: list[str]) -> int:
@@ -62,7 +64,7 @@ def _serve(arguments: list[str]) -> int:
     return _run(_run_gateway(settings))
 
 
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {"serve": _serve, "keys": _keys}
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {"serve": _serve, "chat": chat, "keys": _keys}
 
 
 def _settings(arguments: Sequence[str]) -> GatewaySettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import cast
 
 import structlog
@@ -14,6 +15,7 @@ from dynamo_core.enums import HealthState
 from dynamo_core.planes import TRAFFIC, Publisher, Topic
 from dynamo_core.routing import Router, RouterFactory, RouterScope
 from dynamo_core.settings import DynamoSettings
+from dynamo_core.telemetry import Metrics
 from dynamo_frontend._access.access import open_door
 from dynamo_frontend._admission import Admission, BusyThresholds
 from dynamo_frontend._anthropic.api import AnthropicApi
@@ -22,12 +24,13 @@ from dynamo_frontend._catalog import Catalog
 from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
+from dynamo_frontend._kserve.credentials import TlsFiles
 from dynamo_frontend._kserve.grpc_server import KserveGrpcServer
-from dynamo_frontend._kserve.rest_api import MODELS_PREFIX, KserveRest
+from dynamo_frontend._kserve.rest_api import MODELS_PREFIX, KserveRest, kserve_error
 from dynamo_frontend._kserve.runner import CompletionRunner
 from dynamo_frontend._media.policy import MediaLimits
 from dynamo_frontend._media.source import MediaSource
-from dynamo_frontend._metrics import FrontendMetrics, MediaMetrics, ResumeMetrics
+from dynamo_frontend._metrics import FrontendMetrics, MediaMetrics, ResumeMetrics, TraceMetrics
 from dynamo_frontend._model import ModelText, load_model_text
 from dynamo_frontend._openapi import openapi
 from dynamo_frontend._parsers.chain import check_parsers
@@ -41,6 +44,7 @@ from dynamo_frontend._status_api import MODELS_PATH, StatusApi
 from dynamo_frontend._tokenize import TokenCache
 from dynamo_frontend._tokens.generate_api import TokenApi
 from dynamo_frontend._tokens.text_api import TextApi
+from dynamo_frontend._trace import TraceLog, TraceOptions
 from dynamo_frontend._traffic import TrafficLog, publish_traffic
 
 _log = structlog.get_logger(__name__)
@@ -75,19 +79,21 @@ class Frontend:
         )
         thresholds = BusyThresholds(settings.active_decode_blocks_threshold, settings.active_prefill_tokens_threshold)
         self._admission = Admission(settings.max_concurrent_requests, thresholds, context.clock)
+        self._trace = _trace_log(settings, context.metrics)
         self._api = GenerateApi(
             services,
             self._traffic,
             self._admission,
             overload_status=settings.overload_status,
             keep_alive_s=settings.sse_keep_alive_s,
+            trace=self._trace,
         )
         self._media = MediaSource(_media_limits(settings), MediaMetrics(context.metrics))
         self._runner = CompletionRunner(self._api)
         self._streams = ResumableStreams(_resume_limits(settings), context.clock, ResumeMetrics(context.metrics))
         self._access = open_door(settings, context.clock, context.metrics)
         self.server = HttpServer(self._routes(), context.clock, settings.http_limits())
-        self.kserve = KserveGrpcServer(self._runner)
+        self.kserve = KserveGrpcServer(self._runner, self._access)
         self._router_factory: RouterFactory | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._publisher: Publisher | None = None
@@ -112,6 +118,8 @@ class Frontend:
         settings = self._settings
         if self._access is not None:
             self._access.load()
+        if self._trace is not None:
+            self._trace.start()
         await self.server.start(
             settings.http_host,
             settings.http_port,
@@ -154,6 +162,8 @@ class Frontend:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await self._catalog.close()
+        if self._trace is not None:
+            await asyncio.to_thread(self._trace.close)
         await self._media.close()
         if self._publisher is not None:
             await self._publisher.close()
@@ -178,8 +188,14 @@ class Frontend:
     async def _start_kserve(self) -> None:
         settings = self._settings
         if settings.kserve_grpc_port is not None:
-            limit = settings.body_limit_mb * _MIB
-            await self.kserve.start(settings.http_host, settings.kserve_grpc_port, body_bytes=limit)
+            files = (settings.tls_cert_path, settings.tls_key_path, settings.tls_client_ca_cert_path)
+            await self.kserve.start(
+                settings.http_host,
+                settings.kserve_grpc_port,
+                body_bytes=settings.body_limit_mb * _MIB,
+                reuse_port=settings.http_reuse_port,
+                tls=TlsFiles(*files) if settings.tls_cert_path else None,
+            )
 
     def _routes(self) -> Routes:
         status = StatusApi(
@@ -203,10 +219,10 @@ class Frontend:
             "/tokenize": Route({"POST": text.tokenize}),
             "/detokenize": Route({"POST": text.detokenize}),
             "/inference/v1/generate": Route({"POST": resumable(TokenApi(self._api).generate)}),
-            "/v2": Route({"GET": kserve.server}),
-            "/v2/health/live": Route({"GET": kserve.live}),
-            "/v2/health/ready": Route({"GET": kserve.ready}),
-            MODELS_PREFIX: Route({"GET": kserve.show, "POST": kserve.act}, prefix=True),
+            "/v2": Route({"GET": kserve.server}, error_body=kserve_error),
+            "/v2/health/live": Route({"GET": kserve.live}, open=True),
+            "/v2/health/ready": Route({"GET": kserve.ready}, open=True),
+            MODELS_PREFIX: Route({"GET": kserve.show, "POST": kserve.act}, prefix=True, error_body=kserve_error),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
             "/openapi.json": Route({"GET": openapi}),
@@ -216,6 +232,19 @@ class Frontend:
             "/metrics": Route({"GET": status.metrics}, open=True),
         }
         return Routes(table, overload_status=self._settings.overload_status, door=self._access)
+
+
+def _trace_log(settings: FrontendSettings, metrics: Metrics) -> TraceLog | None:
+    if not settings.request_trace_file:
+        return None
+    options = TraceOptions(
+        Path(settings.request_trace_file),
+        payloads=settings.request_trace_payloads,
+        roll_bytes=settings.request_trace_roll_mb * _MIB,
+        files=settings.request_trace_files,
+        capacity=settings.request_trace_capacity,
+    )
+    return TraceLog(options, TraceMetrics(metrics))
 
 
 def _resume_limits(settings: FrontendSettings) -> ResumeLimits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dynamo_core.enums import ModelType
 from dynamo_core.errors import CancelledRequestError, DynamoError, InvalidRequestError
@@ -15,7 +15,7 @@ from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._generation import Generation, GenerationServices
 from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
-from dynamo_frontend._observe import Observation
+from dynamo_frontend._observe import Observation, trace_fields
 from dynamo_frontend._openai.fields import BodyDecoder, ChatRequest, CommonFields, CompletionRequest
 from dynamo_frontend._openai.logprobs import LogprobFormat
 from dynamo_frontend._openai.options import check_ranges
@@ -26,6 +26,7 @@ from dynamo_frontend._plan import GeneratePlan, plan_chat, plan_completion
 from dynamo_frontend._reply import ChoiceText, Reply, ReplyWriter
 from dynamo_frontend._request_id import request_id_of
 from dynamo_frontend._stop import StopMatcher
+from dynamo_frontend._trace import TracedRequest, TraceLog
 from dynamo_frontend._traffic import TrafficLog
 
 F = TypeVar("F", bound=CommonFields)
@@ -62,6 +63,7 @@ class GenerateApi:
         overload_status: Status when all workers are busy.
         keep_alive_s: Seconds of silence after which a stream sends a sign of life; 0 for never.
         admission: Decides who may come in.
+        trace: Where requests that are over are written; None for nowhere.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class GenerateApi:
         *,
         overload_status: int,
         keep_alive_s: float = 0.0,
+        trace: TraceLog | None = None,
     ) -> None:
+        self._trace = trace
         self.services = services
         self._traffic = traffic
         self._overload_status = overload_status
@@ -170,6 +174,9 @@ class GenerateApi:
             observation.end(reply.generations, error)
             if request.caller is not None:
                 request.caller.settle(reserved, reply.usage.total_tokens)
+            if self._trace is not None:
+                fields = {"request_id": request_id, "endpoint": form.endpoint, **trace_fields(plan, reply, error)}
+                self._trace.note(self._traced(fields, plan, request))
 
         reply = form.reply(_choice_texts(plan), writer, over)
         for index, item in enumerate(requests):
@@ -179,6 +186,10 @@ class GenerateApi:
         response.on_disconnect(lambda: reply.cancel(CancelledRequestError("The client left.")))
         response.on_drain(reply.resume)
         await reply.start()
+
+    def _traced(self, fields: dict[str, Any], plan: GeneratePlan, request: HttpRequest) -> TracedRequest:
+        now, size = self.services.clock.time(), plan.model.card.kv_block_size
+        return TracedRequest(fields, now, plan.prompts, size, request.body)
 
     def observe(self, model: ServedModel, endpoint: str, *, stream: bool) -> Observation:
         """Count a request in."""

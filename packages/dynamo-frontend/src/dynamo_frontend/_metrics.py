@@ -33,6 +33,8 @@ MODEL_REJECTION_TOTAL = "dynamo_frontend_model_rejection_total"
 MODEL_READY = "dynamo_frontend_model_ready"
 MODEL_CONFLICTS = "dynamo_frontend_model_conflicting_cards"
 ACCESS_DENIED_TOTAL = "dynamo_frontend_access_denied_total"
+TRACE_WRITTEN_TOTAL = "dynamo_frontend_trace_written_total"
+TRACE_DROPPED_TOTAL = "dynamo_frontend_trace_dropped_total"
 GATEWAY_REQUESTS_TOTAL = "dynamo_frontend_gateway_requests_total"
 GATEWAY_UNROUTED_TOTAL = "dynamo_frontend_gateway_unrouted_total"
 GATEWAY_UPSTREAM_UP = "dynamo_frontend_gateway_upstream_up"
@@ -171,6 +173,14 @@ class ResumeMetrics:
         self.size_bytes = metrics.gauge(REPLAY_BYTES, "Memory of kept events")
         self.resumes = metrics.counter(STREAM_RESUMES_TOTAL, "Clients that came back for a stream", ("outcome",))
         self.abandoned = metrics.counter(ABANDONED_STREAMS_TOTAL, "Streams ended because no client came back")
+
+
+class TraceMetrics:
+    """Requests of the trace."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.written = metrics.counter(TRACE_WRITTEN_TOTAL, "Requests written to the trace")
+        self.dropped = metrics.counter(TRACE_DROPPED_TOTAL, "Requests missing from the trace")
 
 
 class AccessMetrics:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dynamo_core.clock import Clock
 from dynamo_core.errors import DynamoError
 from dynamo_frontend._errors import metric_error_type
 from dynamo_frontend._generation import Generation
 from dynamo_frontend._metrics import FrontendMetrics
+from dynamo_frontend._plan import GeneratePlan
+from dynamo_frontend._reply import Reply
 from dynamo_frontend._traffic import EndedRequest, TrafficLog
 
 
@@ -69,3 +72,27 @@ class Observation:
         if usage.completion_tokens > 1:
             ended.itl_s = (last - first) / (usage.completion_tokens - 1)
             series.itl.observe(ended.itl_s)
+
+
+def trace_fields(plan: GeneratePlan, reply: Reply, error: DynamoError | None) -> dict[str, Any]:
+    """Return what a trace shows of a request that is over. Nothing of it was written by a person."""
+    usage = reply.usage
+    first = reply.generations[0] if reply.generations else None
+    decision = first.decision if first is not None else None
+    timing = first.timing if first is not None else None
+    ttft_s = (
+        timing.first_token_s - timing.started_s if timing is not None and timing.first_token_s is not None else None
+    )
+    return {
+        "model": plan.model.name,
+        "stream": bool(plan.fields.stream),
+        "error": error.reason if error is not None else "",
+        "input_tokens": usage.prompt_tokens,
+        "output_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "ttft_ms": round(ttft_s * 1e3, 3) if ttft_s is not None else None,
+        "migrations": sum(generation.migrations for generation in reply.generations),
+        "worker": str(decision.worker) if decision is not None else "",
+        "decision_id": decision.decision_id if decision is not None else "",
+    }

@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
+
 from dynamo_core.content import ContentPart
 from dynamo_core.errors import InvalidRequestError
-from dynamo_core.requests import GenerateRequest, GuidedDecoding, OutputOptions
+from dynamo_core.requests import GenerateRequest, GuidedDecoding, OutputOptions, RoutingHints
 from dynamo_core.tokens import PackedTokens, pack_tokens, token_count
 from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._media.parts import MediaCollector
 from dynamo_frontend._media.source import place_parts
 from dynamo_frontend._messages import template_messages
 from dynamo_frontend._openai.fields import ChatRequest, CommonFields, CompletionRequest
-from dynamo_frontend._openai.options import (
-    guided_decoding,
-    routing_hints,
-)
+from dynamo_frontend._openai.hints import routing_hints
+from dynamo_frontend._openai.options import guided_decoding
 from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._tools import chosen_tools, response_constraint
 
@@ -79,7 +79,7 @@ class GeneratePlan:
             logprobs=self.logprobs,
             skip_special_tokens=True if fields.skip_special_tokens is None else fields.skip_special_tokens,
         )
-        routing = routing_hints(fields, headers)
+        routing = adapter_hints(routing_hints(fields, headers), self.model)
         several = len(self.prompts) > 1
         return [
             GenerateRequest(
@@ -183,6 +183,17 @@ async def plan_completion(fields: CompletionRequest, model: ServedModel) -> Gene
         guided=guided_decoding(fields, model.card.capabilities),
         echoes=echoes,
     )
+
+
+def adapter_hints(hints: RoutingHints, model: ServedModel) -> RoutingHints:
+    """Return the hints of a request for a LoRA adapter: its name, which is part of the KV key, and who has it loaded.
+
+    Workers without the adapter share the endpoint with those that have it, so the router must be told.
+    """
+    if model.card.lora is None:
+        return hints
+    loaded = {record.instance_id for record in model.records.values() if record.endpoint == model.endpoint}
+    return msgspec.structs.replace(hints, lora=model.card.lora.name, allowed_instance_ids=tuple(sorted(loaded)))
 
 
 def collector(model: ServedModel) -> MediaCollector:

@@ -127,6 +127,19 @@ class FrontendSettings(HttpSettings):
     )
     stream_replay_kb: int = Field(default=1024, ge=1, description="Events kept of one resumable stream, in KiB")
     stream_replay_total_mb: int = Field(default=64, ge=1, description="Events kept of all resumable streams, in MiB")
+    request_trace_file: str = Field(
+        default="", description="File to which a JSON line is written for each request; empty for none"
+    )
+    request_trace_payloads: bool = Field(
+        default=False, description="Write request bodies to the trace too: they hold what people wrote"
+    )
+    request_trace_roll_mb: int = Field(
+        default=256, ge=1, description="Size in MiB at which the trace's file rolls over"
+    )
+    request_trace_files: int = Field(default=4, ge=1, description="Files of the trace that are kept")
+    request_trace_capacity: int = Field(
+        default=1024, ge=1, description="Lines that may wait to be written; more are dropped and counted"
+    )
     traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
 
 
@@ -164,3 +177,16 @@ class GatewaySettings(HttpSettings):
     retry_limit: int = Field(default=2, ge=0, le=16, description="Further engines tried before the first byte")
     probe_interval_s: float = Field(default=5.0, gt=0, description="How often engines are asked for their models")
     drain_timeout_s: float = Field(default=30.0, ge=0, description="Time for running replies at the end")
+
+
+class ChatSettings(DynamoSettings):
+    """Chat in the terminal."""
+
+    component: ClassVar[str] = "chat"
+
+    base_url: str = Field(default="http://127.0.0.1:8000", description="Server to talk to, http://host:port")
+    model: str = Field(default="", description="Model to talk to; empty for the server's first")
+    api_key: SecretStr = Field(default=SecretStr(""), description="Key to send; better given as a variable")
+    system: str = Field(default="", description="What the model is told first")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer, in tokens; unset for no limit")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="Unset for the model's default")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc as blocking
 import tritonclient.grpc.aio as triton
+import trustme
 from tritonclient.utils import InferenceServerException
 
 from dynamo_core.errors import ConfigurationError
+from dynamo_frontend._access.keys import edited_keys, new_key
 from dynamo_frontend._kserve.grpc_server import KserveGrpcServer
 from dynamo_frontend._kserve.schema import Schema
 
@@ -180,3 +182,59 @@ async def test_a_port_in_use_is_named(client, stack):
     other = KserveGrpcServer(stack.frontend._runner)
     with pytest.raises(ConfigurationError, match="--kserve-grpc-port"):
         await other.start("127.0.0.1", stack.frontend.kserve.port, body_bytes=1 << 20)
+
+
+async def test_keys_are_asked_for_here_too(stack, tmp_path):
+    path = tmp_path / "keys.json"
+    secret, record = new_key(name="a", tenant="t", requests_per_minute=3)
+    with edited_keys(path) as keys:
+        keys.append(record)
+    stack.say(TEXT)
+    await stack.start(workers=0, kserve_grpc_port=0, api_keys_file=str(path))
+    await stack.add_worker(1)
+    await stack.ready()
+    async with triton.InferenceServerClient(f"127.0.0.1:{stack.frontend.kserve.port}") as found:
+        assert await found.is_server_live()
+        assert await found.is_model_ready("tiny")
+        with pytest.raises(InferenceServerException) as caught:
+            await found.infer("tiny", [text()])
+        assert "UNAUTHENTICATED" in caught.value.status()
+        headers = {"authorization": f"Bearer {secret}"}
+        result = await found.infer("tiny", [text()], headers=headers, parameters={"max_tokens": 50})
+        assert result.as_numpy("text_output").tolist() == [TEXT.encode()]
+        salt = stack.script.requests[-1].routing.cache_salt
+        assert salt, "tenants are kept apart"
+        with pytest.raises(InferenceServerException) as caught:
+            for _ in range(4):
+                await found.infer("tiny", [text()], headers=headers)
+        assert "RESOURCE_EXHAUSTED" in caught.value.status()
+
+
+async def test_certificates_of_the_http_server_serve_here_too(stack, tmp_path):
+    authority, clients = trustme.CA(), trustme.CA()
+    certificate, client = authority.issue_cert("127.0.0.1", "localhost"), clients.issue_cert("me@example.org")
+    cert, key, ca = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
+    certificate.private_key_pem.write_to_path(key)
+    cert.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    clients.cert_pem.write_to_path(ca)
+    stack.say(TEXT)
+    files = {"tls_cert_path": str(cert), "tls_key_path": str(key), "tls_client_ca_cert_path": str(ca)}
+    await stack.start(workers=0, kserve_grpc_port=0, **files)
+    address = f"localhost:{stack.frontend.kserve.port}"
+    method = "/inference.GRPCInferenceService/ServerLive"
+    mine = client.private_key_pem.bytes(), client.cert_chain_pems[0].bytes()
+
+    async def live(credentials):
+        channel = grpc.aio.secure_channel(address, credentials) if credentials else grpc.aio.insecure_channel(address)
+        async with channel:
+            return await channel.unary_unary(method)(b"", timeout=20)
+
+    trusted = authority.cert_pem.bytes()
+    assert await live(grpc.ssl_channel_credentials(trusted, *mine)) == b"\x08\x01"
+    for wrong in (
+        None,
+        grpc.ssl_channel_credentials(trusted),
+        grpc.ssl_channel_credentials(clients.cert_pem.bytes(), *mine),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await live(wrong)

@@ -112,6 +112,25 @@ async def test_it_goes_on_while_nobody_is_there_and_moves_to_a_new_connection(st
     assert stack.script.stopped == 0
 
 
+async def test_a_stream_whose_first_token_took_long_can_be_resumed(stack, request_bytes):
+    stack.say(TEXT)
+    gate = asyncio.Event()
+
+    async def wait(request):
+        await gate.wait()
+
+    await stack.start()
+    stack.script.before = wait
+    transport = await open_stream(stack, request_bytes, "/v1/completions")
+    async with asyncio.timeout(20):
+        while stack.frontend._streams._work or not stack.script.requests:
+            await asyncio.sleep(0)
+    gate.set()
+    await transport.wait(lambda: bool(transport.replies))
+    rest = await resume(stack, "/v1/completions", last_id(transport.replies[0].body, 2))
+    assert parts(rest.body) == parts(transport.replies[0].body)[2:]
+
+
 async def test_the_newest_connection_wins(stack, request_bytes):
     stack.say(TEXT * 20)
     await stack.start()

@@ -11,13 +11,17 @@ from typing import Any
 import structlog
 
 from dynamo_core.errors import ConfigurationError, DynamoError, ErrorClass, InvalidRequestError, as_dynamo_error
+from dynamo_frontend._http.request import HttpRequest
+from dynamo_frontend._kserve.credentials import TlsFiles, server_credentials
 from dynamo_frontend._kserve.inference import INPUTS, OUTPUTS, PLATFORM, VERSION, InferCall, InputTensor
 from dynamo_frontend._kserve.runner import CompletionRunner, Piece
 from dynamo_frontend._kserve.schema import Method, Schema
 from dynamo_frontend._kserve.tensors import pack_bytes, unpack_tensor
+from dynamo_frontend._routes import Door
 
 _log = structlog.get_logger(__name__)
 MAX_CALLS_PER_STREAM = 64
+_FREE = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 _STATUS = {
     ErrorClass.INVALID_REQUEST: "INVALID_ARGUMENT",
     ErrorClass.UNAUTHENTICATED: "UNAUTHENTICATED",
@@ -47,17 +51,28 @@ class KserveGrpcServer:
 
     Args:
         runner: Runs completions.
+        door: Asked before every call but those about health; None lets everyone in.
     """
 
-    def __init__(self, runner: CompletionRunner) -> None:
+    def __init__(self, runner: CompletionRunner, door: Door | None = None) -> None:
         self._runner = runner
+        self._door = door
         self._server: Any = None
         self._grpc: Any = None
         self._schema: Any = None
         self.port = 0
 
-    async def start(self, host: str, port: int, *, body_bytes: int) -> None:
+    async def start(
+        self, host: str, port: int, *, body_bytes: int, reuse_port: bool = False, tls: TlsFiles | None = None
+    ) -> None:
         """Listen.
+
+        Args:
+            host: Address.
+            port: Port; 0 for a free one.
+            body_bytes: Largest message.
+            reuse_port: Whether other processes may listen on the same port.
+            tls: Files of the certificate; None for plain text.
 
         Raises:
             ConfigurationError: if grpcio is not installed, or the address cannot be had.
@@ -72,14 +87,17 @@ class KserveGrpcServer:
                 "or leave --kserve-grpc-port out"
             ) from error
         self._grpc = grpc
-        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", body_bytes)]
+        options = [("grpc.so_reuseport", int(reuse_port)), ("grpc.max_receive_message_length", body_bytes)]
         server = grpc.aio.server(options=options)
         handlers = {method.name: self._handler(method) for method in self._schema.methods}
         name = f"{Schema.package}.{Schema.service}"
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self.port = server.add_insecure_port(address)
+            if tls is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, server_credentials(grpc, tls))
         except RuntimeError as error:
             raise ConfigurationError(
                 f"KServe gRPC {address} cannot be listened on; choose another with --kserve-grpc-port"
@@ -99,7 +117,8 @@ class KserveGrpcServer:
         codec = {"request_deserializer": request.FromString, "response_serializer": response.SerializeToString}
         if method.streams:
             return self._grpc.stream_stream_rpc_method_handler(self._stream_infer, **codec)
-        return self._grpc.unary_unary_rpc_method_handler(self._guarded(self._unary()[method.name]), **codec)
+        answer = self._guarded(self._unary()[method.name], free=method.name in _FREE)
+        return self._grpc.unary_unary_rpc_method_handler(answer, **codec)
 
     def _unary(self) -> dict[str, Any]:
         return {
@@ -112,35 +131,48 @@ class KserveGrpcServer:
             "ModelInfer": self._model_infer,
         }
 
-    def _guarded(self, answer: Any) -> Any:
+    def _guarded(self, answer: Any, *, free: bool) -> Any:
         async def handle(request: Any, context: Any) -> Any:
             try:
-                return await answer(request, context)
+                return await answer(request, self._admitted(context, free=free))
             except DynamoError as error:
                 status = getattr(self._grpc.StatusCode, _STATUS.get(error.error_class, "INTERNAL"))
                 await context.abort(status, error.message)
 
         return handle
 
+    def _admitted(self, context: Any, *, free: bool = False) -> HttpRequest:
+        """Return the call as a request with its caller.
+
+        Raises:
+            UnauthenticatedError, RateLimitedError: as the door says.
+        """
+        # Binary entries of the metadata have no form as headers.
+        headers = {k.lower(): v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+        request = HttpRequest("POST", "/v2/models", headers=headers)
+        if self._door is not None and not free:
+            self._door.admit(request)
+        return request
+
     # --- one answer
 
-    async def _server_live(self, request: Any, context: Any) -> Any:
+    async def _server_live(self, request: Any, head: HttpRequest) -> Any:
         return self._schema.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, request: Any, context: Any) -> Any:
+    async def _server_ready(self, request: Any, head: HttpRequest) -> Any:
         return self._schema.ServerReadyResponse(ready=self._runner.ready())
 
-    async def _server_metadata(self, request: Any, context: Any) -> Any:
+    async def _server_metadata(self, request: Any, head: HttpRequest) -> Any:
         return self._schema.ServerMetadataResponse(name=PLATFORM, version=metadata.version("dynamo-frontend"))
 
-    async def _model_ready(self, request: Any, context: Any) -> Any:
+    async def _model_ready(self, request: Any, head: HttpRequest) -> Any:
         try:
             self._runner.model(request.name, request.version)
         except DynamoError:
             return self._schema.ModelReadyResponse(ready=False)
         return self._schema.ModelReadyResponse(ready=True)
 
-    async def _model_metadata(self, request: Any, context: Any) -> Any:
+    async def _model_metadata(self, request: Any, head: HttpRequest) -> Any:
         model = self._runner.model(request.name, request.version)
         tensor = self._schema.TensorMetadata
         return self._schema.ModelMetadataResponse(
@@ -151,7 +183,7 @@ class KserveGrpcServer:
             outputs=[tensor(name=name, datatype=kind, shape=shape) for name, kind, shape in OUTPUTS],
         )
 
-    async def _model_config(self, request: Any, context: Any) -> Any:
+    async def _model_config(self, request: Any, head: HttpRequest) -> Any:
         model = self._runner.model(request.name, request.version)
         schema = self._schema
 
@@ -164,11 +196,11 @@ class KserveGrpcServer:
         config.model_transaction_policy.decoupled = True
         return schema.ModelConfigResponse(config=config)
 
-    async def _model_infer(self, request: Any, context: Any) -> Any:
+    async def _model_infer(self, request: Any, head: HttpRequest) -> Any:
         call = _call(request)
         if call.streaming:
             raise InvalidRequestError("The input streaming is true; use ModelStreamInfer.", param="streaming")
-        pieces = await self._runner.start(call, _headers(context), stream=False)
+        pieces = await self._runner.start(call, head, stream=False)
         with contextlib.closing(pieces):
             (piece,) = [piece async for piece in pieces]
         return self._response(call, piece, raw=_is_raw(request))
@@ -193,8 +225,9 @@ class KserveGrpcServer:
     async def _stream_one(self, request: Any, context: Any, send: Any) -> None:
         answer = self._schema.ModelStreamInferResponse
         try:
+            head = self._admitted(context)
             call = _call(request)
-            pieces = await self._runner.start(call, _headers(context), stream=call.streaming)
+            pieces = await self._runner.start(call, head, stream=call.streaming)
             with contextlib.closing(pieces):
                 async for piece in pieces:
                     await send(answer(infer_response=self._response(call, piece, raw=_is_raw(request))))
@@ -248,8 +281,3 @@ def _value(parameter: Any) -> Any:
 
 def _is_raw(request: Any) -> bool:
     return bool(request.raw_input_contents)
-
-
-def _headers(context: Any) -> dict[str, str]:
-    """Return the call's metadata as headers; binary entries have no header form."""
-    return {key.lower(): value for key, value in context.invocation_metadata() or () if isinstance(value, str)}

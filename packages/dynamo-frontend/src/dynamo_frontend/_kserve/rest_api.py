@@ -156,7 +156,7 @@ class KserveRest:
             piece = await self._whole(call, request, response)
             _send(response, {**_head(call), "text_output": piece.texts[0], "finish_reason": piece.reasons[0]})
             return
-        pieces = await self._runner.start(call, _headers(request), stream=True)
+        pieces = await self._runner.start(call, request, stream=True)
         with contextlib.closing(pieces):
             response.on_disconnect(pieces.close)
             try:
@@ -172,7 +172,7 @@ class KserveRest:
             response.end()
 
     async def _whole(self, call: InferCall, request: HttpRequest, response: HttpResponse) -> Piece:
-        pieces = await self._runner.start(call, _headers(request), stream=False)
+        pieces = await self._runner.start(call, request, stream=False)
         with contextlib.closing(pieces):
             response.on_disconnect(pieces.close)
             (piece,) = [piece async for piece in pieces]
@@ -180,8 +180,12 @@ class KserveRest:
 
     def _refuse(self, error: DynamoError, request: HttpRequest, response: HttpResponse) -> None:
         headers = {"x-request-id": request_id_of(request), **error_headers(error)}
-        body = _encode({"error": error.message})
-        response.send(http_status(error, self._overload_status), body, JSON, headers)
+        response.send(http_status(error, self._overload_status), kserve_error(error), JSON, headers)
+
+
+def kserve_error(error: DynamoError) -> bytes:
+    """Return the error in this API's form."""
+    return _encode({"error": error.message})
 
 
 def model_metadata(name: str) -> dict[str, Any]:
@@ -252,10 +256,6 @@ def _flat(data: list[Any]) -> list[Any]:
 def _head(call: InferCall) -> dict[str, Any]:
     head = {"model_name": call.model, "model_version": VERSION}
     return {"id": call.call_id, **head} if call.call_id else head
-
-
-def _headers(request: HttpRequest) -> dict[str, str]:
-    return request.headers
 
 
 def _send(response: HttpResponse, body: dict[str, Any], *, status: int = 200) -> None:

@@ -163,8 +163,8 @@ class CompletionRunner:
         """Whether any model can answer."""
         return bool(self._generate.services.catalog.models())
 
-    async def start(self, call: InferCall, headers: dict[str, str], *, stream: bool) -> PieceStream:
-        """Start a call. Cancelling it ends the completion.
+    async def start(self, call: InferCall, request: HttpRequest, *, stream: bool) -> PieceStream:
+        """Start a call under a request's headers and limits. Cancelling it ends the completion.
 
         Raises:
             DynamoError: if it is wrong, not admitted, or cannot be started.
@@ -173,7 +173,6 @@ class CompletionRunner:
         model = self._generate.find(fields, ModelType.COMPLETIONS)
         pieces = PieceStream(fields.n or 1, whole=not stream)
         form = ReplyForm("kserve", "", lambda response, plan, head, usage: pieces)
-        request = HttpRequest("POST", "/v2/models", headers=headers)
         try:
             await self._generate.serve(fields, model, plan_completion, request, pieces.response, form)
         except BaseException:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dynamo_core.errors import InvalidRequestError
+from dynamo_frontend._openai.hints import NvExt
 
 T = TypeVar("T")
 
@@ -77,6 +78,7 @@ class CommonFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     cache_salt: str | None = None
     priority: int | None = None
     prompt_cache_key: str | None = None
+    nvext: NvExt | None = None
     guided_json: Any = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from dynamo_core.errors import InvalidRequestError
-from dynamo_core.ids import parse_instance_id
-from dynamo_core.requests import GuidedDecoding, RoutingHints, SamplingOptions, StopConditions
+from dynamo_core.requests import GuidedDecoding, SamplingOptions, StopConditions
 from dynamo_frontend._openai.fields import CommonFields
+from dynamo_frontend._openai.hints import check_nvext
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_TOKEN_IDS = 64
@@ -48,6 +48,8 @@ def check_ranges(fields: CommonFields) -> None:
     """
     names, read = _ranged(type(fields))
     _check_numbers(names, read(fields))
+    if fields.nvext is not None:
+        check_nvext(fields.nvext)
     _check_rules(fields)
 
 
@@ -132,6 +134,7 @@ def stop_conditions(fields: CommonFields, max_tokens: int | None) -> StopConditi
         stop=strings,
         stop_token_ids=ids,
         ignore_eos=bool(fields.ignore_eos),
+        max_thinking_tokens=fields.nvext.max_thinking_tokens if fields.nvext is not None else None,
     )
 
 
@@ -162,7 +165,7 @@ class OptionMemo:
 
     def stop(self, fields: CommonFields, max_tokens: int | None) -> StopConditions:
         """Return ``stop_conditions`` of the fields."""
-        if fields.stop is not None or fields.stop_token_ids:
+        if fields.stop is not None or fields.stop_token_ids or fields.nvext is not None:
             return stop_conditions(fields, max_tokens)
         key = (max_tokens, fields.min_tokens, fields.ignore_eos)
         found = self._stops.get(key)
@@ -217,36 +220,6 @@ def require_guided(capabilities: Collection[str], param: str) -> None:
             "Remove the field or use another model.",
             param=param,
         )
-
-
-def routing_hints(fields: CommonFields, headers: dict[str, str]) -> RoutingHints:
-    """Return what the caller asks of the router; headers win over the body."""
-    salt = headers.get("x-tenant-id") or fields.cache_salt or ""
-    session = headers.get("x-dynamo-session-id") or fields.prompt_cache_key or ""
-    priority = _header_int(headers, "x-dynamo-request-priority")
-    return RoutingHints(
-        cache_salt=salt,
-        session_id=session,
-        priority=priority if priority is not None else fields.priority or 0,
-        instance_id=_instance(headers.get("x-dynamo-worker-instance-id")),
-        dp_rank=_header_int(headers, "x-dynamo-dp-rank"),
-        policy_class=headers.get("x-dynamo-meta-policy-class", ""),
-        tenant=headers.get("x-tenant-id", ""),
-    )
-
-
-def _header_int(headers: dict[str, str], name: str) -> int | None:
-    text = headers.get(name)
-    if not text:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidRequestError(f"Header {name} is {text!r}; it must be a whole number.", param=name) from None
-
-
-def _instance(text: str | None) -> int | None:
-    return int(parse_instance_id(text)) if text else None
 
 
 def _token_ids(given: list[int] | None, name: str, *, limit: int) -> tuple[int, ...]:

@@ -41,13 +41,33 @@ class ResumableResponse(HttpResponse):
         token: Unguessable name, the first part of every event's id.
         capacity_bytes: Most bytes of events kept. Half of it is for what a lost connection may have swallowed, half
             for what comes while no client is there; then the generation waits.
+        origin: What a client that comes back must have in common with the first.
     """
 
-    __slots__ = ("_attached", "_away_bytes", "_capacity", "_head", "_keeper", "_prefix", "given_up", "ring", "token")
+    __slots__ = (
+        "_attached",
+        "_away_bytes",
+        "_capacity",
+        "_head",
+        "_keeper",
+        "_prefix",
+        "given_up",
+        "origin",
+        "ring",
+        "token",
+    )
 
-    def __init__(self, response: HttpResponse, keeper: StreamKeeper, token: str, capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        response: HttpResponse,
+        keeper: StreamKeeper,
+        token: str,
+        capacity_bytes: int,
+        origin: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(_NoConnection(), head_only=False, chunked=False, keep_alive=True)
         self.token = token
+        self.origin = origin
         self.ring = EventRing(capacity_bytes)
         self.given_up = False
         self._capacity = capacity_bytes

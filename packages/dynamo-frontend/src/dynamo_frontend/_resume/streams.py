@@ -55,7 +55,6 @@ class ResumableStreams:
         self._clock = clock
         self._metrics = metrics
         self._streams: dict[str, ResumableResponse] = {}
-        self._origins: dict[str, tuple[str, str, str]] = {}
         self._due: dict[str, float] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._work: set[asyncio.Future[None]] = set()
@@ -134,27 +133,22 @@ class ResumableStreams:
     async def _run(self, handler: Handler, request: HttpRequest, response: HttpResponse) -> None:
         # Ids are the key to the stream's text, so they come from the system's randomness and not from a seed.
         token = secrets.token_urlsafe(12)
-        stream = ResumableResponse(response, self, token, self._limits.stream_bytes)
-        self._origins[token] = _origin(request)
+        stream = ResumableResponse(response, self, token, self._limits.stream_bytes, _origin(request))
+        work = handler(request, stream)
+        if work is None:
+            return
+        # A task of its own: the connection's is cancelled with the connection, a running stream is not.
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
         try:
-            work = handler(request, stream)
-            if work is None:
-                return
-            # A task of its own: the connection's is cancelled with the connection, a running stream is not.
-            task = asyncio.ensure_future(work)
-            self._work.add(task)
-            task.add_done_callback(self._work.discard)
-            try:
-                await asyncio.shield(task)
-            except asyncio.CancelledError:
-                if token not in self._streams:
-                    task.cancel()
-                else:
-                    task.add_done_callback(lambda done: self._ended_alone(stream, done))
-                raise
-        finally:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
             if token not in self._streams:
-                self._origins.pop(token, None)
+                task.cancel()
+            else:
+                task.add_done_callback(lambda done: self._ended_alone(stream, done))
+            raise
 
     def _ended_alone(self, stream: ResumableResponse, work: asyncio.Future[None]) -> None:
         """End a stream whose handler failed when nobody waited for it."""
@@ -165,8 +159,7 @@ class ResumableStreams:
         match = _EVENT_ID.fullmatch(last)
         token = match["token"] if match else ""
         stream = self._streams.get(token)
-        known = stream is not None and self._origins[token] == _origin(request)
-        if match is None or stream is None or not known:
+        if match is None or stream is None or stream.origin != _origin(request):
             raise self._gone()
         due = self._due.pop(token, None)
         if not stream.resume(int(match["number"]), response):
@@ -201,7 +194,6 @@ class ResumableStreams:
     def _forget(self, token: str) -> None:
         stream = self._streams.pop(token, None)
         self._due.pop(token, None)
-        self._origins.pop(token, None)
         if stream is None:
             return
         self._size_bytes -= _STREAM_COST_BYTES + stream.ring.size_bytes
@@ -214,6 +206,9 @@ class ResumableStreams:
         self._metrics.size_bytes.set(self._size_bytes)
 
 
-def _origin(request: HttpRequest) -> tuple[str, str, str]:
-    """Return what a client that comes back must have in common with the one that left."""
-    return request.path, request.header("authorization"), request.header("x-api-key")
+def _origin(request: HttpRequest) -> tuple[str, ...]:
+    """Return what a client that comes back must have in common with the one that left.
+
+    Where keys are asked for, the door has put the tenant in the place of the key.
+    """
+    return (request.path, *(request.header(name) for name in ("authorization", "x-api-key", "x-tenant-id")))
