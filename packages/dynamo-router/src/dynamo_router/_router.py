@@ -336,7 +336,7 @@ class KvRouter:
     @deprecated(since="0.2.0", removed_in="0.4.0", use="KvRouter.overlap_scores")
     def overlaps(self, request: RoutingRequest) -> list[tuple[WorkerId, dict[str, int], int]]:
         """Return ``overlap_scores`` as bare tuples."""
-        return [tuple(score) for score in self.overlap_scores(request)]
+        return [(worker, blocks, tokens) for worker, blocks, tokens in self.overlap_scores(request)]
 
     def potential_loads(self, request: RoutingRequest) -> list[WorkerLoad]:
         """Return the load that each worker would have with this request.

@@ -333,7 +333,7 @@ def test_overlap_scores_name_what_each_worker_holds():
     scores = router.overlap_scores(ask())
     assert [score.worker for score in scores] == [A, B]
     assert [score.tier_blocks["device"] for score in scores] == [0, 10]
-    assert scores[0].tier_blocks["host"] == 2
+    assert scores[0].tier_blocks["host_pinned"] == 2
     assert scores[1].cached_tokens == 40
 
 
