@@ -98,7 +98,7 @@ class KvbmSettings(DynamoSettings):
     )
     peer_plane: str = Field("tcp://127.0.0.1:0", description="Request plane on which peers send blocks.")
     peer_namespace: str = Field("dynamo", description="Namespace whose workers are peers.")
-    peer_timeout_s: float = Field(1.0, gt=0, le=60, description="Longest wait of a step for blocks of a peer.")
+    peer_timeout_s: float = Field(0.5, gt=0, le=60, description="Longest wait of a step for blocks of a peer.")
     peer_blocks: int = Field(1 << 20, ge=1, description="Most blocks known of all peers together.")
 
     @model_validator(mode="after")
