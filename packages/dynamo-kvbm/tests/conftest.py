@@ -1,15 +1,17 @@
-"""Leaves out the tests that need a GPU unless ``-m gpu`` asks for them."""
+"""Leaves out tests that need a GPU or take minutes unless ``-m gpu`` or ``-m slow`` asks for them."""
 
 from __future__ import annotations
 
 import pytest
 
+ASKED_FOR_BY_NAME = {"gpu", "slow"}
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is marked ``gpu`` if no marker expression was given."""
+    """Deselect them if no marker expression was given."""
     if config.option.markexpr:
         return
-    asked = [item for item in items if item.get_closest_marker("gpu") is None]
-    if len(asked) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in asked])
-        items[:] = asked
+    left_out = [item for item in items if ASKED_FOR_BY_NAME & {mark.name for mark in item.iter_markers()}]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from dynamo_core import plugins
 from dynamo_core.clock import Clock
 from dynamo_core.enums import Tier
+from dynamo_core.errors import ConfigurationError
 from dynamo_core.kv import BlockDescriptor, BlockLayout, BlockStore, TierChange
 from dynamo_core.telemetry import Metrics
 from dynamo_core.tokens import XXH3_1337_V1
@@ -56,6 +58,9 @@ def build_manager(  # noqa: PLR0913 - built in one place, every argument by name
         if settings.object_url:
             opened.append(_object_tier(settings, layout, eviction, clock))
             lower.append(TierConfig(opened[-1], settings.object_offload, settings.queue_blocks(size)))
+        if settings.store:
+            opened.append(_plugin_tier(settings, layout))
+            lower.append(TierConfig(opened[-1], settings.store_offload, settings.queue_blocks(size)))
         if settings.peer_discovery:
             peers.append(_peers(settings, layout, opened[0], clock, KvbmMetrics(metrics)))
         return BlockManager(
@@ -72,6 +77,20 @@ def build_manager(  # noqa: PLR0913 - built in one place, every argument by name
         for part in (*peers, *opened):
             part.close()
         raise
+
+
+def _plugin_tier(settings: KvbmSettings, layout: BlockLayout) -> BlockStore:
+    make = plugins.load("kv_tiers", settings.store)
+    name = fingerprint(settings.model, layout, CodecName.NONE)
+    try:
+        store: object = make(layout=layout, fingerprint=name, **settings.store_options)
+    except TypeError as error:
+        raise ConfigurationError(f"tier {settings.store!r} refuses store_options: {error}") from error
+    if not isinstance(store, BlockStore):
+        raise ConfigurationError(
+            f"tier {settings.store!r} made a {type(store).__name__}, which is no dynamo_core.kv.BlockStore"
+        )
+    return store
 
 
 def _peers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -83,6 +83,14 @@ class KvbmSettings(DynamoSettings):
         CodecName.NONE, description="How blocks lie in the object store: none, lz4, zstd, or with loss int8 or fp8."
     )
 
+    store: str = Field("", description="A further tier, below all others: a plug-in of kv_tiers; empty for none.")
+    store_options: dict[str, Any] = Field(
+        default_factory=dict[str, Any], description="What the plug-in of store is given, as a JSON object."
+    )
+    store_offload: OffloadPolicy = Field(
+        OffloadPolicy.EVICT,
+        description="When a block goes to the tier that store names: register, evict, second-touch.",
+    )
     peer_discovery: str = Field(
         "",
         description="Discovery plane on which block managers of other workers are found, for example file:///run/kv or "
@@ -90,7 +98,7 @@ class KvbmSettings(DynamoSettings):
     )
     peer_plane: str = Field("tcp://127.0.0.1:0", description="Request plane on which peers send blocks.")
     peer_namespace: str = Field("dynamo", description="Namespace whose workers are peers.")
-    peer_timeout_s: float = Field(1.0, gt=0, le=60, description="Longest wait of a step for blocks of a peer.")
+    peer_timeout_s: float = Field(0.5, gt=0, le=60, description="Longest wait of a step for blocks of a peer.")
     peer_blocks: int = Field(1 << 20, ge=1, description="Most blocks known of all peers together.")
 
     @model_validator(mode="after")
@@ -121,6 +129,8 @@ class KvbmSettings(DynamoSettings):
 
     @model_validator(mode="after")
     def _peers_are_whole(self) -> KvbmSettings:
+        if self.store_options and not self.store:
+            raise ValueError("store_options needs store, the name of a plug-in of kv_tiers")
         if self.peer_discovery and not self.model:
             raise ValueError("peer_discovery needs model: KV that other weights computed is wrong")
         return self

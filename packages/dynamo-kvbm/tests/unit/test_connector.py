@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from dynamo_core import plugins
 from dynamo_core.clock import SystemClock
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError, InternalError
 from dynamo_core.kv import BlockDescriptor, BlockLayout, KvConnector, TierChange
+from dynamo_core.noop.kv import DictBlockStore
 from dynamo_core.telemetry import Metrics
 from dynamo_kvbm import KvbmConnector, create_connector
 
@@ -94,6 +96,7 @@ def test_clear_announces_the_removal() -> None:
         ({"offload": "sometimes"}, "offload"),
         ({"eviction": "clairvoyant"}, "clairvoyant.*installed: arc, hinted, lineage, lru"),
         ({"host_blocks": 0, "host_bytes": 0}, "leave the connector out"),
+        ({"store_options": {"a": 1}}, "store_options needs store"),
         ({"disk_dir": "d"}, "disk_dir needs model"),
         ({"disk_blocks": 4}, "disk_blocks needs disk_dir"),
         ({"disk_dir": "d", "model": "m", "disk_bytes": 0}, "disk_blocks and disk_bytes"),
@@ -153,3 +156,49 @@ def test_a_disk_tier_survives_the_connector_and_keeps_to_its_model(tmp_path: Pat
     with pytest.raises(ConfigurationError, match="m@1"):
         bound(device, **options | {"model": "m@2"})
     bound(device, **options)[0].close()
+
+
+class RemoteStore(DictBlockStore):
+    """A tier of somebody else's package."""
+
+    def __init__(self, *, layout: BlockLayout, fingerprint: str, capacity_blocks: int) -> None:
+        super().__init__(capacity_blocks, tier=Tier.EXTERNAL)
+        self.made_for = (layout, fingerprint)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, factory: object) -> None:
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda kind, name: factory if kind == "kv_tiers" else load(kind, name))
+
+
+def test_a_tier_of_another_package_gets_what_the_host_evicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, RemoteStore)
+    device = DeviceBlocks(6)
+    connector, changes = bound(device, host_blocks=1, store="remote", store_options={"capacity_blocks": 8}, model="m@1")
+    store = connector.manager.stores[-1]
+    assert isinstance(store, RemoteStore)
+    assert store.made_for[0] == LAYOUT
+    assert "m@1" in store.made_for[1]
+    connector.on_evict(chain(11), [0])
+    connector.on_evict(chain(12), [1])
+    assert connector.manager.flush(30.0)
+    assert connector.match([11]).tiers == (Tier.EXTERNAL,)
+    assert connector.onboard([11], [5]) == 1
+    assert device.data[5] == device.data[0]
+    assert Tier.EXTERNAL in {change.tier for change in changes}
+    connector.close()
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "message"),
+    [
+        (RemoteStore, {"capacity": 8}, "refuses store_options.*capacity"),
+        (lambda layout, fingerprint: object(), {}, "made a object, which is no"),
+    ],
+)
+def test_a_tier_that_cannot_be_made_is_named(
+    monkeypatch: pytest.MonkeyPatch, factory: object, options: dict[str, object], message: str
+) -> None:
+    installed(monkeypatch, factory)
+    with pytest.raises(ConfigurationError, match=message):
+        bound(DeviceBlocks(1), host_blocks=1, store="remote", store_options=options)

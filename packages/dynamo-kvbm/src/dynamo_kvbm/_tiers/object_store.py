@@ -95,6 +95,7 @@ class ObjectTier:
         self._order = eviction(capacity_blocks)
         self._known: dict[int, _Object] = {}
         self._changes: dict[int, None] | None = {}
+        self._writing = 0
         self._pool = ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="kvbm-object")
         self._clock = clock or SystemClock()
         self._list_interval_s = list_interval_s
@@ -160,10 +161,14 @@ class ObjectTier:
         with self._lock:
             self.touch(list(pieces))
             fresh = [pair for item, pair in pieces.items() if item not in self._known][: self._capacity]
-            evicted = self._make_room(fresh)
+            evicted = self._make_room(len(fresh))
+            # What other threads are writing needs its room too, and cannot be evicted yet.
+            fresh = fresh[: max(0, self._capacity - len(self._known) - self._writing)]
+            self._writing += len(fresh)
         self._delete(evicted.values())
         written = list(self._pool.map(self._write, fresh))
         with self._lock:
+            self._writing -= len(fresh)
             kept = [block for (block, _), done in zip(fresh, written, strict=True) if done]
             self._learn(kept)
         return list(evicted)
@@ -186,7 +191,7 @@ class ObjectTier:
         listed = dict(self._list())
         with self._lock:
             gone = self._take_out([item for item in started if item not in listed])
-            room = self._capacity - len(self._known)
+            room = self._capacity - len(self._known) - self._writing
             fresh = [item for item in listed if item not in self._known][: max(0, room)]
             self._known.update({item: listed[item] for item in fresh})
             blocks = sorted((listed[item] for item in fresh), key=lambda found: found.position)
@@ -207,9 +212,11 @@ class ObjectTier:
             _log.warning("object store cannot be listed", error=str(error))
             self._listed_s = self._clock.monotonic()
 
-    def _make_room(self, fresh: Sequence[tuple[BlockDescriptor, bytes | memoryview]]) -> dict[int, str]:
+    def _make_room(self, count: int) -> dict[int, str]:
         evicted: dict[int, str] = {}
-        while len(self._known) + len(fresh) > self._capacity and (victim := self._order.evict()) is not None:
+        while (
+            len(self._known) + self._writing + count > self._capacity and (victim := self._order.evict()) is not None
+        ):
             evicted[victim] = self._known.pop(victim).name
         return evicted
 
