@@ -19,6 +19,18 @@ _REFUSED = {
     "use_raw_prompt": "send the prompt to /v1/completions",
 }
 _SESSION_HEADERS = ("x-dynamo-session-id", "x-session-id", "x-claude-code-session-id", "thread-id")
+_HEADERS = frozenset(
+    {
+        *_SESSION_HEADERS,
+        "x-dynamo-dp-rank",
+        "x-dynamo-meta-policy-class",
+        "x-dynamo-prefill-dp-rank",
+        "x-dynamo-prefill-instance-id",
+        "x-dynamo-request-priority",
+        "x-dynamo-worker-instance-id",
+        "x-tenant-id",
+    }
+)
 _PRIORITIES = (-(1 << 31), (1 << 31) - 1)
 
 
@@ -124,6 +136,10 @@ def routing_hints(fields: HintedFields, headers: dict[str, str]) -> RoutingHints
     Raises:
         InvalidRequestError: naming the header that is no number or instance id.
     """
+    if fields.nvext is None and _HEADERS.isdisjoint(headers):
+        # Most requests: nothing to weigh against each other.
+        session = fields.prompt_cache_key or ""
+        return RoutingHints(cache_salt=fields.cache_salt or "", session_id=session, priority=fields.priority or 0)
     extension = fields.nvext or _NONE
     hints = extension.agent_hints or _NO_HINTS
     named = extension.backend_instance_id
