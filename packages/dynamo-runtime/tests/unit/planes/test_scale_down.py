@@ -64,6 +64,7 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     await asyncio.gather(*(process.wait() for process in (*made.running, *made.left)))
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.parametrize("seed", [20_731])
 async def test_random_scale_downs_lose_no_request(fleet: Fleet, seed: int) -> None:
     print(f"seed {seed}")
