@@ -47,19 +47,23 @@ def run(options: Options) -> list[Figure]:
 @contextmanager
 def etcd(folder: Path) -> Generator[str]:
     """Run an etcd of one member; yield its URL."""
-    program = shutil.which("etcd")
-    if program is None:
+    if shutil.which("etcd") is None:
         raise LookupError("the benchmark needs etcd; install Debian's etcd-server")
-    client, peers = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
-    command = [
-        *(program, "--data-dir", str(folder), "--listen-client-urls", client, "--advertise-client-urls", client),
-        *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}"),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    port = free_port()
+    with subprocess.Popen(etcd_command(folder, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            yield f"etcd://{client.removeprefix('http://')}"
+            yield f"etcd://127.0.0.1:{port}"
         finally:
             server.kill()
+
+
+def etcd_command(folder: Path, port: int) -> list[str]:
+    """Return the command of an etcd of one member."""
+    client, peers = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
+    return [
+        *("etcd", "--data-dir", str(folder), "--listen-client-urls", client, "--advertise-client-urls", client),
+        *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}"),
+    ]
 
 
 def _idle(options: Options, name: str, url: str) -> Figure:
@@ -132,7 +136,8 @@ class _View:
                     self.complete.set()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody has at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
