@@ -1,4 +1,4 @@
-"""The kit of dynamo-core certifies the engine and the forecaster; the other two have tests of their own."""
+"""The kit of dynamo-core certifies engine, forecaster and discovery plane; the other two have tests of their own."""
 
 import random
 from types import SimpleNamespace
@@ -7,11 +7,13 @@ import pytest
 from dynamo_example_plugins.engine import SpellingEngine
 from dynamo_example_plugins.eviction import OldestLeaf
 from dynamo_example_plugins.forecaster import MedianForecaster
+from dynamo_example_plugins.plane import SqliteDiscovery, sqlite_discovery
 from dynamo_example_plugins.policy import FewestRequests
 
 from dynamo_core import plugins
+from dynamo_core.clock import SystemClock
 from dynamo_core.errors import ConfigurationError, InternalError
-from dynamo_core.testing import EngineConformance, LoadPredictorConformance
+from dynamo_core.testing import DiscoveryConformance, EngineConformance, LoadPredictorConformance
 
 
 class TestSpellingEngine(EngineConformance):
@@ -26,6 +28,15 @@ class TestMedianForecaster(LoadPredictorConformance):
         return MedianForecaster()
 
 
+class TestSqliteDiscovery(DiscoveryConformance):
+    @pytest.fixture(autouse=True)
+    def _file(self, tmp_path):
+        self._url = f"sqlite://{tmp_path}/discovery.db"
+
+    async def make_discovery(self) -> SqliteDiscovery:
+        return sqlite_discovery(self._url, clock=SystemClock(), options={"poll_s": 0.01})
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "expected"),
     [
@@ -33,6 +44,7 @@ class TestMedianForecaster(LoadPredictorConformance):
         ("engines", "spelling", SpellingEngine),
         ("kv_eviction", "oldest", OldestLeaf),
         ("load_predictors", "median", MedianForecaster),
+        ("discoveries", "sqlite", sqlite_discovery),
     ],
 )
 def test_each_is_found_by_its_name(kind, name, expected):

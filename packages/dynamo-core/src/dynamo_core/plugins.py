@@ -32,6 +32,7 @@ KINDS: dict[str, str] = {
 """Entry-point kinds and what an entry of each must be."""
 
 _HOME: dict[tuple[str, str], str] = {
+    ("components", "broker"): "dynamo-runtime",
     ("components", "frontend"): "dynamo-frontend",
     ("components", "router"): "dynamo-router",
     ("components", "worker"): "dynamo-worker",

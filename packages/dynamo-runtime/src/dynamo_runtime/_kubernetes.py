@@ -1,4 +1,8 @@
-"""A deployment graph as Kubernetes manifests: one Deployment a service, one Service where clients connect."""
+"""A deployment graph as Kubernetes manifests: one Deployment a service, one Service where clients connect.
+
+With ``k8s://`` discovery also what that needs: an account that may keep records and leases, and a Service whose
+EndpointSlices say which pods are ready.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from dynamo_runtime._substrate import scheme_of
 STATUS_PORT = 9090
 FRONTEND_PORT = 8000
 GPU_RESOURCE = "nvidia.com/gpu"
+_PART_OF = "app.kubernetes.io/part-of"
+_RBAC = "rbac.authorization.k8s.io"
 _LOCAL_DISCOVERY = ("", "file", "mem")
 
 
@@ -27,7 +33,7 @@ def render_manifests(file: GraphFile) -> str:
         raise file.complain(
             ["discovery"], f"{graph.discovery or 'no URL'} does not reach across machines; give for example etcd://..."
         )
-    manifests: list[dict[str, Any]] = []
+    manifests = _discovery_manifests(file) if _in_cluster(file) else []
     for name, service in graph.services.items():
         manifests.append(_deployment(file, name, service))
         if _port(service):
@@ -39,7 +45,9 @@ def _deployment(file: GraphFile, name: str, service: Service) -> dict[str, Any]:
     labels = _labels(file, name, service)
     settings = RuntimeSettings()
     grace_s = int(settings.grace_period_s + settings.drain_timeout_s) + 10
-    pod = {"terminationGracePeriodSeconds": grace_s, "containers": [_container(file, name, service)]}
+    pod: dict[str, Any] = {"terminationGracePeriodSeconds": grace_s, "containers": [_container(file, name, service)]}
+    if _in_cluster(file):
+        pod["serviceAccountName"] = _discovery_name(file)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -59,13 +67,16 @@ def _container(file: GraphFile, name: str, service: Service) -> dict[str, Any]:
     ports = [{"name": "status", "containerPort": STATUS_PORT}]
     if _port(service):
         ports.append({"name": "http", "containerPort": _port(service)})
-    address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    fields = {"POD_IP": "status.podIP"}
+    if _in_cluster(file):
+        fields |= {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid"}
+    told = [{"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}} for key, path in fields.items()]
     container: dict[str, Any] = {
         "name": name,
         "image": image,
         "command": ["dynamo"],
         "args": _arguments(file, service),
-        "env": [address, *({"name": key, "value": value} for key, value in service.environment().items())],
+        "env": [*told, *({"name": key, "value": value} for key, value in service.environment().items())],
         "ports": ports,
         "livenessProbe": _probe("/live", 10),
         "readinessProbe": _probe("/ready", 2),
@@ -118,6 +129,44 @@ def _service(file: GraphFile, name: str, service: Service) -> dict[str, Any]:
     }
 
 
+def _in_cluster(file: GraphFile) -> bool:
+    return scheme_of(file.graph.discovery) == "k8s"
+
+
+def _discovery_name(file: GraphFile) -> str:
+    return f"{file.graph.namespace}-dynamo"
+
+
+def _discovery_manifests(file: GraphFile) -> list[dict[str, Any]]:
+    metadata = {"name": _discovery_name(file), "labels": {_PART_OF: file.graph.namespace}}
+    verbs = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"]
+    rules = [
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": verbs},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs},
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+    ]
+    role = {"apiGroup": _RBAC, "kind": "Role", "name": metadata["name"]}
+    subject = {"kind": "ServiceAccount", "name": metadata["name"]}
+    status = {"name": "status", "port": STATUS_PORT}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
+        {"apiVersion": f"{_RBAC}/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+        {
+            "apiVersion": f"{_RBAC}/v1",
+            "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": role,
+            "subjects": [subject],
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata,
+            "spec": {"clusterIP": "None", "selector": {_PART_OF: file.graph.namespace}, "ports": [status]},
+        },
+    ]
+
+
 def _port(service: Service) -> int:
     return service.port or (FRONTEND_PORT if service.component == "frontend" else 0)
 
@@ -129,7 +178,7 @@ def _object_name(file: GraphFile, name: str) -> str:
 def _labels(file: GraphFile, name: str, service: Service) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": "dynamo",
-        "app.kubernetes.io/part-of": file.graph.namespace,
+        _PART_OF: file.graph.namespace,
         "app.kubernetes.io/component": service.component,
         "dynamo/role": file.graph.role_of(name),
     }

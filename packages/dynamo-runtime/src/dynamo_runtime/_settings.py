@@ -75,6 +75,17 @@ class RuntimeSettings(DynamoSettings):
         return _checked_url(value)
 
 
+class BrokerSettings(DynamoSettings):
+    """Event broker: where publishers and subscribers of ``zmq://...?broker=host:port`` buses meet."""
+
+    component: ClassVar[str] = "broker"
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(
+        default=5557, ge=0, le=65534, description="Port of publishers; subscribers have the one after it. 0 for any two"
+    )
+
+
 class SupervisorSettings(DynamoSettings):
     """Local supervisor: limits and restarts of the processes it keeps."""
 

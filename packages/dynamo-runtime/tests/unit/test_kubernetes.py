@@ -61,6 +61,23 @@ def test_containers_run_the_component_on_planes_that_reach_other_pods(tmp_path: 
     assert web["args"][-4:] == ["--http-port", "8080", "--http-host", "0.0.0.0"]
 
 
+def test_discovery_in_the_cluster_gets_an_account_and_readiness(tmp_path: Path) -> None:
+    found = rendered(tmp_path, GRAPH.replace("etcd://etcd:2379", "k8s://?service=demo-dynamo"))
+    kinds = {kind for kind, name in found if name == "demo-dynamo"}
+    assert kinds == {"ServiceAccount", "Role", "RoleBinding", "Service"}
+    allowed = {rule["resources"][0]: rule["verbs"] for rule in found["Role", "demo-dynamo"]["rules"]}
+    assert {"create", "patch", "deletecollection"} <= set(allowed["configmaps"])
+    assert set(allowed["endpointslices"]) == {"get", "list", "watch"}
+    pod = found["Deployment", "demo-worker"]["spec"]["template"]
+    ready = found["Service", "demo-dynamo"]["spec"]["selector"]
+    assert ready.items() <= pod["metadata"]["labels"].items()
+    assert pod["spec"]["serviceAccountName"] == found["RoleBinding", "demo-dynamo"]["subjects"][0]["name"]
+    told = {each["name"] for each in pod["spec"]["containers"][0]["env"] if "valueFrom" in each}
+    assert told == {"POD_IP", "POD_NAME", "POD_UID"}
+    plain = rendered(tmp_path)["Deployment", "demo-worker"]["spec"]["template"]["spec"]
+    assert "serviceAccountName" not in plain
+
+
 def test_every_value_that_must_be_text_is_text(tmp_path: Path) -> None:
     for document in rendered(tmp_path).values():
         if document["kind"] == "Deployment":

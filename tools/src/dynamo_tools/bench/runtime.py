@@ -1,4 +1,4 @@
-"""What every token and every prompt pays: the wire codec per chunk, and block hashing per prompt."""
+"""What every token and every prompt pays, and what the planes cost: codec, hashing, request plane, discovery."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 from dynamo_core import BlockHasher, GenerateChunk, pack_tokens
 from dynamo_core.wire import Codec
-from dynamo_tools.bench import Options
+from dynamo_tools.bench import Options, runtime_discovery, runtime_faults, runtime_plane
 from dynamo_tools.bench.figure import Figure
 from dynamo_tools.bench.measure import cpu_us_per_call, repeat
 from dynamo_tools.bench.rivals import Rival, measure
@@ -28,8 +28,12 @@ for _ in range(runs):
 
 
 def run(options: Options) -> list[Figure]:
-    """Measure both."""
-    return [_codec(options), _hashes(options)]
+    """Measure all of it."""
+    return [_codec(options), _hashes(options), *_planes(options)]
+
+
+def _planes(options: Options) -> list[Figure]:
+    return [*runtime_plane.run(options), *runtime_discovery.run(options), *runtime_faults.run(options)]
 
 
 def _codec(options: Options) -> Figure:

@@ -1,1 +1,1 @@
-"""Four plug-ins, one a module. Nothing here is imported until a name is asked for."""
+"""Five plug-ins, one a module. Nothing here is imported until a name is asked for."""

@@ -16,6 +16,24 @@ REPLAYED = "dynamo_runtime_bus_replayed_events_total"
 BUFFERED = "dynamo_runtime_bus_buffered_events"
 RING = "dynamo_runtime_bus_ring_events"
 
+BROKERED = "dynamo_runtime_broker_packets_total"
+
+
+class BrokerMetrics:
+    """The metrics of a broker.
+
+    Args:
+        metrics: Where to register; None registers nothing.
+    """
+
+    def __init__(self, metrics: Metrics | None) -> None:
+        self._packets = metrics.counter(BROKERED, "Packets of events passed on") if metrics else None
+
+    def passed_on(self) -> None:
+        """Count a packet."""
+        if self._packets is not None:
+            self._packets.inc()
+
 
 class BusMetrics:
     """The metrics of one bus; without a registry they only count in memory.

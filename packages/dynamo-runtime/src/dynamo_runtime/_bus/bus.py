@@ -1,4 +1,4 @@
-"""The ZeroMQ event bus without a broker."""
+"""The ZeroMQ event bus, without a broker or through one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dynamo_core.ids import new_publisher_id
 from dynamo_core.planes import EventBus, EventBusFactory, Publisher, Subscription, Topic
 from dynamo_core.wire import EVENT_CHANNEL
 from dynamo_runtime._bus._metrics import BusMetrics
+from dynamo_runtime._bus.broker import broker_addresses
 from dynamo_runtime._bus.links import BusState
 from dynamo_runtime._bus.options import BusOptions, bus_options
 from dynamo_runtime._bus.publisher import PublisherHub, RingPublisher
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ZmqEventBus:
-    """Events straight from publisher to subscriber over TCP.
+    """Events over TCP, straight from publisher to subscriber or through a broker.
 
     It binds from the first ``publisher`` on: a process that only subscribes opens no port.
 
@@ -50,6 +51,8 @@ class ZmqEventBus:
         metrics: Metrics | None = None,
     ) -> None:
         self._listen_on = parse_bus_url(url)
+        if options is not None and options.broker:
+            broker_addresses(options.broker)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         counts = BusMetrics(metrics, self._count_buffered, self._count_ring)
         self._state = BusState(self._context, discovery, clock, options or BusOptions(), counts)

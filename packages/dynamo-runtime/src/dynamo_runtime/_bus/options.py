@@ -18,6 +18,8 @@ class BusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits and times of one bus.
 
     Attributes:
+        broker: ``host:port`` of an event broker (``dynamo broker``) that events go through; empty sends them straight
+            to subscribers. Replays go straight in either case.
         advertise: Host that subscribers reach this process under; needed if the detected one is not reachable.
         ring_events: Events that each publisher keeps for replay.
         ring_bytes: Payload bytes that each publisher keeps for replay.
@@ -28,6 +30,7 @@ class BusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         replay_timeout_s: Limit of a replay.
     """
 
+    broker: str = ""
     advertise: str = ""
     ring_events: int = 16384
     ring_bytes: int = 64 << 20
@@ -40,7 +43,7 @@ class BusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name != "advertise" and value <= 0:
+            if name not in ("advertise", "broker") and value <= 0:
                 raise ConfigurationError(f"{name} is {value}; give a number above 0", param=name)
 
 

@@ -16,10 +16,13 @@ from dynamo_core.events import EventEnvelope
 from dynamo_core.ids import PublisherId
 from dynamo_core.planes import Publisher
 from dynamo_runtime._bus._metrics import MALFORMED, BusMetrics
+from dynamo_runtime._bus.broker import broker_addresses
 from dynamo_runtime._bus.options import BusOptions
 from dynamo_runtime._bus.sockets import SocketReader, send
 from dynamo_runtime._bus.wire import (
     HIGH_WATER_PACKETS,
+    ZMTP_HEARTBEAT_MS,
+    ZMTP_TIMEOUT_MS,
     Packet,
     ReplayPart,
     ReplayQuery,
@@ -189,7 +192,10 @@ class PublisherHub:
         self._loop = asyncio.get_running_loop()
         self._metrics: BusMetrics | None = None
         host = advertised(listen_on.host, options.advertise)
-        events, self.address = _bound(context, zmq.XPUB, listen_on, host)
+        if options.broker:
+            events, self.address = _connected(context, options.broker)
+        else:
+            events, self.address = _bound(context, zmq.XPUB, listen_on, host)
         try:
             replays, self.replay_address = _bound(context, zmq.ROUTER, TcpAddress(listen_on.host, 0), host)
         except zmq.ZMQError:
@@ -293,6 +299,19 @@ class PublisherHub:
             return [ReplayPart([], done=True, known=False)]
         parts = [ReplayPart(part, done=False) for part in portions(publisher.ring.select(query.first, query.last))]
         return [*parts, ReplayPart([], done=True)]
+
+
+def _connected(context: zmq.Context[zmq.Socket[bytes]], broker: str) -> tuple[zmq.Socket[bytes], str]:
+    """Return a socket that is connecting to a broker, and where the broker's subscribers connect."""
+    publishers, subscribers = broker_addresses(broker)
+    socket = context.socket(zmq.XPUB)
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER_PACKETS)
+    socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, ZMTP_TIMEOUT_MS)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.connect(str(publishers))
+    return socket, str(subscribers)
 
 
 def _bound(

@@ -28,13 +28,18 @@ from dynamo_runtime._bus.buffer import EventBuffer
 from dynamo_runtime._bus.links import BusState, Links
 from dynamo_runtime._bus.replay import fetch
 from dynamo_runtime._bus.sockets import SocketReader
-from dynamo_runtime._bus.wire import HIGH_WATER_PACKETS, Packet, ReplayQuery, decode_packet, topic_frame
+from dynamo_runtime._bus.wire import (
+    HIGH_WATER_PACKETS,
+    ZMTP_HEARTBEAT_MS,
+    ZMTP_TIMEOUT_MS,
+    Packet,
+    ReplayQuery,
+    decode_packet,
+    topic_frame,
+)
 from dynamo_runtime._plane.timers import wait_within
 
 logger = structlog.get_logger(__name__)
-
-_ZMTP_HEARTBEAT_MS = 10_000
-_ZMTP_TIMEOUT_MS = 30_000
 
 
 class ZmqSubscription:
@@ -60,8 +65,8 @@ class ZmqSubscription:
         self._closed = False
         socket = state.context.socket(zmq.SUB)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_PACKETS)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, _ZMTP_HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _ZMTP_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, ZMTP_TIMEOUT_MS)
         socket.setsockopt(zmq.IPV6, 1)
         socket.subscribe(topic_frame(topic))
         self._reader = SocketReader(socket, self._on_message)

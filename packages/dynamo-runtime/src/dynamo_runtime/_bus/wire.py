@@ -13,6 +13,9 @@ PACKET_BYTES = 64 << 10
 """A packet takes events up to this size; together with the high-water mark it bounds what a slow peer can pile up."""
 
 HIGH_WATER_PACKETS = 1000
+ZMTP_HEARTBEAT_MS = 10_000
+ZMTP_TIMEOUT_MS = 30_000
+"""Silence after which a peer is asked for a sign of life, and after which it counts as lost."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding bytes of any kind may raise."""

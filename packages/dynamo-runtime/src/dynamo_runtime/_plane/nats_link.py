@@ -198,7 +198,14 @@ class NatsLink:
             await wait_within(self._clock, CLOSE_TIMEOUT_S, self._empty.wait())
         await cancelled_within(self._clock, CLOSE_TIMEOUT_S, [pump])
         if not await wait_within(self._clock, CLOSE_TIMEOUT_S, self._disconnect()):
-            logger.warning("nats.connection_left_open", server=self.place)
+            self._abort()
+            logger.warning("nats.connection_aborted", server=self.place)
+
+    def _abort(self) -> None:
+        # The client has no way of its own to drop what it cannot send.
+        writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
 
     async def _disconnect(self) -> None:
         with contextlib.suppress(nats.errors.Error):

@@ -1,4 +1,7 @@
-"""All tests of the planes run on asyncio's loop and on uvloop's."""
+"""All tests of the planes run on asyncio's loop and on uvloop's.
+
+It is long because pytest finds the fixtures of a folder in one file.
+"""
 
 from __future__ import annotations
 

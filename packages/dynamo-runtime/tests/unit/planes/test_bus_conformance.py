@@ -14,6 +14,7 @@ from dynamo_core.clock import SystemClock
 from dynamo_core.memory import MemoryDiscovery
 from dynamo_core.planes import EventBus
 from dynamo_core.testing import EventBusConformance
+from dynamo_runtime._bus.broker import ZmqBroker
 from dynamo_runtime._discovery.file import FileDiscovery
 
 
@@ -34,6 +35,22 @@ class ZmqSuite:
         return factory("zmq://127.0.0.1:0", discovery=self._store, clock=SystemClock(), options=options)
 
 
+class BrokerSuite(ZmqSuite):
+    @pytest_asyncio.fixture(autouse=True)
+    async def _broker(self) -> AsyncIterator[None]:
+        broker = ZmqBroker()
+        broker.start("127.0.0.1", 0)
+        self._place = f"127.0.0.1:{broker.port}"
+        yield
+        await broker.close()
+
+    async def make_bus(self) -> EventBus:
+        factory = plugins.load("event_buses", "zmq")
+        options = {"buffer_events": 1000, "ring_events": 256}
+        url = f"zmq://127.0.0.1:0?broker={self._place}"
+        return factory(url, discovery=self._store, clock=SystemClock(), options=options)
+
+
 class NatsSuite:
     overflow_events = 3000
     ring_events = 64
@@ -49,6 +66,10 @@ class NatsSuite:
 
 
 class TestZmq(ZmqSuite, EventBusConformance):
+    pass
+
+
+class TestBroker(BrokerSuite, EventBusConformance):
     pass
 
 

@@ -270,7 +270,7 @@ async def test_key_that_passed_to_another_owner_is_not_taken_back(shared_etcd: A
 
 async def test_long_listings_come_in_pages_of_one_revision(shared_etcd: Any) -> None:
     shared_etcd.control("del", "", "--prefix")
-    one, other = await opened(shared_etcd.host_port), await opened(shared_etcd.host_port)
+    one, other = [await opened(shared_etcd.host_port, request_timeout_s=20.0) for _ in range(2)]
     keys = {f"a/{number:05}" for number in range(2500)}
     pending = list(keys)
     while pending:
