@@ -16,6 +16,7 @@ GROUP_PREFIX = "dynamo_core."
 
 KINDS: dict[str, str] = {
     "components": "a part that `dynamo <name>` runs: dynamo_core.component.ComponentPlugin",
+    "commands": "what `dynamo <name>` runs beside components: takes the arguments, returns the exit status",
     "engines": "an inference engine: dynamo_core.engine.EngineFactory",
     "routers": "a router: dynamo_core.routing.RouterFactory",
     "policies": "a routing policy of dynamo-router",
@@ -41,6 +42,7 @@ _HOME: dict[tuple[str, str], str] = {
     ("engines", "mock"): "dynamo-worker",
     ("routers", "kv"): "dynamo-router",
     ("kv_connectors", "kvbm"): "dynamo-kvbm",
+    ("commands", "chat"): "dynamo-frontend",
     ("discoveries", "file"): "dynamo-runtime",
     ("discoveries", "etcd"): "dynamo-runtime",
     ("discoveries", "k8s"): "dynamo-runtime",

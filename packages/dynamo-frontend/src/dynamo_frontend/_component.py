@@ -77,7 +77,7 @@ class Frontend:
             self._metrics,
             migration_limit=settings.migration_limit,
         )
-        thresholds = BusyThresholds(settings.active_decode_blocks_threshold, settings.active_prefill_tokens_threshold)
+        thresholds = BusyThresholds(settings.busy_kv_share, settings.busy_prompt_tokens)
         self._admission = Admission(settings.max_concurrent_requests, thresholds, context.clock)
         self._trace = _trace_log(settings, context.metrics)
         self._api = GenerateApi(

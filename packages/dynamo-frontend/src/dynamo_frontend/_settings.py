@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
@@ -62,6 +63,11 @@ class HttpSettings(DynamoSettings):
 class FrontendSettings(HttpSettings):
     """OpenAI-compatible HTTP frontend."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "active_decode_blocks_threshold": "busy_kv_share",
+        "active_prefill_tokens_threshold": "busy_prompt_tokens",
+    }
+
     http_reuse_port: bool = Field(
         default=False, description="Share the port with other frontends of this machine, one process a core"
     )
@@ -88,10 +94,10 @@ class FrontendSettings(HttpSettings):
         ge=1,
         description="Generation requests in work at once; more get the overload status",
     )
-    active_decode_blocks_threshold: float | None = Field(
+    busy_kv_share: float | None = Field(
         default=None, gt=0, le=1, description="Share of a worker's KV blocks above which it is busy; unset: never"
     )
-    active_prefill_tokens_threshold: int | None = Field(
+    busy_prompt_tokens: int | None = Field(
         default=None, ge=1, description="Uncomputed prompt tokens above which a worker is busy; unset: never"
     )
     overload_status: int = Field(default=529, ge=400, le=599, description="HTTP status when all workers are busy")

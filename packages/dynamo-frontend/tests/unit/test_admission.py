@@ -43,7 +43,7 @@ def test_all_busy_needs_workers():
 
 async def test_busy_workers_refuse_with_529_until_the_threshold_is_lifted(stack):
     stack.say("fine")
-    await stack.start(active_prefill_tokens_threshold=1)
+    await stack.start(busy_prompt_tokens=1)
     operate = stack.context.admin_routes["busy_threshold"]
     model = stack.frontend._catalog.find("tiny")
     model.router.loads = lambda: [load(prefill=5)]

@@ -38,10 +38,13 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name in COMMANDS:
         return COMMANDS[name][1](rest)
+    commands = plugins.available("commands")
+    if name in commands:
+        return int(plugins.load("commands", name)(rest))
     installed = plugins.available("components")
     if name in installed or name in KNOWN_COMPONENTS:
         return run_component(name, rest)
-    raise ConfigurationError(_unknown(name, [*COMMANDS, *installed, *KNOWN_COMPONENTS]))
+    raise ConfigurationError(_unknown(name, [*COMMANDS, *commands, *installed, *KNOWN_COMPONENTS]))
 
 
 def run_component(name: str, argv: Sequence[str]) -> int:
@@ -117,11 +120,17 @@ def _usage() -> str:
     installed = plugins.available("components")
     lines = ["usage: dynamo COMMAND [options]; dynamo COMMAND --help shows the options", ""]
     lines += [f"  dynamo {name:<10} {text}" for name, (text, _) in COMMANDS.items()]
+    lines += [f"  dynamo {name:<10} {entry.dist.name if entry.dist else ''}" for name, entry in _plugged_in()]
     lines += ["", "components, one process each:"]
     for name in sorted({*installed, *KNOWN_COMPONENTS}):
         state = "" if name in installed else f"not installed: pip install dynamo-{name}"
         lines.append(f"  dynamo {name:<10} {state}".rstrip())
     return "\n".join([*lines, "", "  dynamo --version"])
+
+
+def _plugged_in() -> list[tuple[str, metadata.EntryPoint]]:
+    """Commands that other distributions bring."""
+    return sorted(plugins.available("commands").items())
 
 
 def _versions() -> str:

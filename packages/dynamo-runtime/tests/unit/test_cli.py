@@ -121,3 +121,21 @@ def test_a_flag_nobody_knows_is_refused(greeter: Greeter) -> None:
     with pytest.raises(ConfigurationError, match=r"--greting.*did you mean --greeting"):
         _cli.run_component("greeter", ["--greting", "hi"])
     assert greeter.made_with == ()
+
+
+class PluggedIn:
+    """An entry point of another distribution."""
+
+    dist = None
+
+    def load(self) -> object:
+        return lambda argv: len(argv)
+
+
+def test_a_command_of_another_package_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    def available(kind: str) -> dict[str, object]:
+        return {"count": PluggedIn()} if kind == "commands" else {}
+
+    monkeypatch.setattr(plugins, "available", available)
+    monkeypatch.setattr(plugins, "load", lambda kind, name: available(kind)[name].load())
+    assert _cli.main(["count", "one", "two"]) == 2

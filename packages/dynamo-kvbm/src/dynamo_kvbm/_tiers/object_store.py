@@ -214,9 +214,7 @@ class ObjectTier:
 
     def _make_room(self, count: int) -> dict[int, str]:
         evicted: dict[int, str] = {}
-        while (
-            len(self._known) + self._writing + count > self._capacity and (victim := self._order.evict()) is not None
-        ):
+        while len(self._known) + self._writing + count > self._capacity and (victim := self._order.evict()) is not None:
             evicted[victim] = self._known.pop(victim).name
         return evicted
 
