@@ -43,7 +43,8 @@ class BurstEnvelope:
     def observe(self, demand: float) -> None:
         """Take the demand of a window, in requests of mean size a second."""
         if len(self._issued) == self._issued.maxlen:
-            self._errors.append(demand - self._issued[0])
+            level = max(demand, self._issued[0], 1 / self._window_s)
+            self._errors.append((demand - self._issued[0]) / math.sqrt(level))
 
     def issue(self, point: float, horizon: int) -> None:
         """Remember the forecast for so many windows ahead."""
@@ -56,15 +57,17 @@ class BurstEnvelope:
         """Return the rate to plan for, at least the forecast."""
         if len(self._errors) < FEWEST_ERRORS:
             return point
-        sums = np.cumsum(np.concatenate([[0.0], self._noise(point)]))
+        # Errors are kept in units of the root of their level, as chance arrivals vary, so that those of a busy hour say
+        # something in a quiet one.
+        sums = np.cumsum(np.concatenate([[0.0], self._noise() * math.sqrt(max(point, 1 / self._window_s))]))
         return max([point, *(self._of_span(point, sums, span) for span in SPANS if span < len(sums))])
 
-    def _noise(self, point: float) -> Floats:
+    def _noise(self) -> Floats:
         """Return the errors without events: a step is answered once, and no room is kept for the next."""
         errors = np.asarray(self._errors)
         middle = float(np.median(errors))
         # The deviation of a series that hardly varies is at least that of chance arrivals.
-        deviation = max(TO_SIGMA * float(np.median(np.abs(errors - middle))), math.sqrt(point / self._window_s))
+        deviation = max(TO_SIGMA * float(np.median(np.abs(errors - middle))), 1 / math.sqrt(self._window_s))
         return np.minimum(errors, middle + EVENT_DEVIATIONS * deviation)
 
     def _of_span(self, point: float, sums: Floats, span: int) -> float:

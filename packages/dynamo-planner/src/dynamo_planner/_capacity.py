@@ -123,8 +123,11 @@ class RateCapacity:
         return _ceil(requests_per_s / (self.requests_per_replica_s * self.utilization))
 
     def need(self, workload: Workload, slo: Slo) -> Need:
-        """Return the fewest replicas whose planned capacity covers the rate."""
-        return Need(self.replicas_for(workload.requests_s), self.requests_per_replica_s)
+        """Return the fewest replicas whose planned share covers the expected rate, and whose whole the bursts."""
+        if workload.expected_s is None:
+            return Need(self.replicas_for(workload.requests_s), self.requests_per_replica_s)
+        bursts = _ceil(workload.requests_s / self.requests_per_replica_s)
+        return Need(max(bursts, self.replicas_for(workload.expected_s)), self.requests_per_replica_s)
 
 
 class PrefillCapacity:

@@ -92,3 +92,12 @@ def test_a_rate_is_exact_at_its_borders(rate: float, replicas: int) -> None:
 def test_targets_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="percentile"):
         Slo(percentile=100)
+
+
+def test_a_rate_keeps_its_reserve_for_bursts() -> None:
+    model = RateCapacity(10, 0.8)
+    assert model.need(Workload(20), Slo()).replicas == 3
+    # Bursts of 19 fit two whole replicas; 16 expected fit their planned share.
+    assert model.need(Workload(19, expected_s=16), Slo()).replicas == 2
+    assert model.need(Workload(21, expected_s=16), Slo()).replicas == 3
+    assert model.need(Workload(21, expected_s=16).plus(10), Slo()).replicas == 4

@@ -15,6 +15,7 @@ from dynamo_planner._trace import Trace
 from dynamo_tools.bench import Options
 from dynamo_tools.bench.figure import Figure
 from dynamo_tools.bench.measure import repeat
+from dynamo_tools.bench.planner_study import studies
 
 _HISTORY_POINTS = 500
 _DECISIONS = 50
@@ -25,7 +26,7 @@ _REQUESTS_S = 20.0
 
 
 def run(options: Options) -> list[Figure]:
-    """Measure both; there is no rival of either kind to install."""
+    """Measure decision and laboratory, which have no rival to install, and what plans cost on recorded traces."""
     requests = 5_000 if options.quick else 50_000
     decisions = repeat(_decision_ms, options.runs)
     simulations = repeat(lambda: _simulated_requests_per_minute(requests), options.runs)
@@ -40,6 +41,7 @@ def run(options: Options) -> list[Figure]:
             rival_value=_simulated_requests_per_minute(requests, fixed=True),
             limit_value=_SIMULATION_LIMIT,
         ),
+        *studies(options),
     ]
 
 

@@ -79,7 +79,7 @@ def backtest_report(series: Sequence[float], interval_s: float, scores: Sequence
 
 
 def chart(lines: Mapping[str, Line]) -> str:
-    """Return an SVG of step lines over time in hours."""
+    """Return an SVG of step lines over time, given in seconds."""
     if not any(len(times) for times, _ in lines.values()):
         return "<p>Nothing to draw.</p>"
     most_x = max(max(times, default=0.0) for times, _ in lines.values()) or 1.0
@@ -96,8 +96,14 @@ def chart(lines: Mapping[str, Line]) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-size="12">'
         f'<line x1="{MARGIN}" y1="{HEIGHT - MARGIN}" x2="{WIDTH}" y2="{HEIGHT - MARGIN}" stroke="#999"/>'
         f'<text x="2" y="30">{most_y:.4g}</text><text x="2" y="{HEIGHT - MARGIN}">0</text>'
-        f'<text x="{WIDTH - 60}" y="{HEIGHT - 20}">{most_x / 3600:.3g} h</text>' + "".join(drawn + legend) + "</svg>"
+        f'<text x="{WIDTH - 60}" y="{HEIGHT - 20}">{_duration(most_x)}</text>' + "".join(drawn + legend) + "</svg>"
     )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
 def _path(line: Line, most_x: float, most_y: float, colour: str) -> str:

@@ -78,7 +78,14 @@ def planner_settings(options: FleetOptions, *, budget: int, least: int = 1) -> P
     )
 
 
-def run_study(trace: Trace, options: FleetOptions, settings: PlannerSettings, *, past: Trace | None = None) -> Study:
+def run_study(
+    trace: Trace,
+    options: FleetOptions,
+    settings: PlannerSettings,
+    *,
+    past: Trace | None = None,
+    targets: Sequence[float] = IN_FLIGHT_TARGETS,
+) -> Study:
     """Try the planner, then each rival at the cheapest of its settings that attains the target share.
 
     All start with the fleet that the clairvoyant has at the start, so that nobody pays for a cold start.
@@ -88,6 +95,7 @@ def run_study(trace: Trace, options: FleetOptions, settings: PlannerSettings, *,
         options: The world.
         settings: The planner's.
         past: Recorded traffic that the planner's quantile is chosen on and its forecasters start from; none if omitted.
+        targets: Settings of the rules, in requests in flight of a replica.
     """
     share = options.slo.percentile / 100
     least, most = settings.min_replicas, settings.max_replicas
@@ -101,8 +109,8 @@ def run_study(trace: Trace, options: FleetOptions, settings: PlannerSettings, *,
     tune = _Tuning(run, share, ours.attained)
     rivals = (
         tune.cheapest("fixed", lambda count: FixedFleet(int(count)), _around(clairvoyant, most)),
-        tune.cheapest("HPA-like", lambda target: HpaRule(target, least, most), IN_FLIGHT_TARGETS),
-        tune.cheapest("KPA-like", lambda target: KpaRule(target, least, most), IN_FLIGHT_TARGETS),
+        tune.cheapest("HPA-like", lambda target: HpaRule(target, least, most), targets),
+        tune.cheapest("KPA-like", lambda target: KpaRule(target, least, most), targets),
     )
     schedule = Result("clairvoyant schedule", clairvoyant, f"{factor:.2f} of the true need")
     bound = lower_bound_gpu_hours(trace, options, least=least)

@@ -46,7 +46,10 @@ def test_the_quantile_chosen_is_the_cheapest_that_leaves_half_of_the_misses() ->
         attained, hours = next(gave)
         return Outcome(np.zeros(1), np.zeros(1), hours, attained)
 
-    assert chosen_settings(PlannerSettings(load_predictor="constant"), run, 0.99).planning_quantile == 0.97
+    assert (
+        chosen_settings(PlannerSettings.model_validate({"load_predictor": "constant"}), run, 0.99).planning_quantile
+        == 0.97
+    )
 
 
 def test_bounds_are_in_order_and_whole_replicas_cost_more() -> None:

@@ -224,7 +224,7 @@ async def test_a_cancelled_sweep_keeps_its_points(tmp_path: Path) -> None:
             await asyncio.Event().wait()
         return Measurement(isl, concurrency, 1.0, 1.0, 1.0)
 
-    task = asyncio.create_task(Sweep(plan, tmp_path).run(measure, lambda *_: None))
+    task = asyncio.create_task(Sweep(plan, tmp_path).run(measure, lambda done, total, point: None))
     await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
