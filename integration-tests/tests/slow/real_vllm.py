@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
         yield frontend.wait_for_url(), receipts
 
 
-def complete(url: str, prompt: list[int]) -> tuple[str, str, int]:
+def complete(url: str, prompt: list[int], max_tokens: int = 4) -> tuple[str, str, int]:
     """Ask; return the worker, the decision, and how many prompt tokens vLLM says it had."""
-    body: dict[str, Any] = {"model": "tinylm", "prompt": prompt, "max_tokens": 4, "temperature": 0}
+    body: dict[str, Any] = {"model": "tinylm", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    body["ignore_eos"] = True
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     details = answer.json()["usage"].get("prompt_tokens_details") or {}
@@ -68,7 +70,9 @@ def decisions(folder: Path) -> dict[str, dict[str, Any]]:
 def test_prefixes_stay_with_their_holder(stack: tuple[str, Path]) -> None:
     url, receipts = stack
     wait_until(lambda: bool(httpx.get(f"{url}/v1/models").json()["data"]), "the model")
-    holders = {group: complete(url, prefix)[0] for group, prefix in enumerate(PREFIXES)}
+    with ThreadPoolExecutor(len(PREFIXES)) as clients:  # at once, so that load spreads them
+        first = list(clients.map(lambda prefix: complete(url, prefix, 60), PREFIXES))
+    holders = {group: worker for group, (worker, _, _) in enumerate(first)}
     assert len(set(holders.values())) == 2, "load spreads unknown prefixes over both workers"
     asked: list[tuple[int, str, str, int]] = []
     for turn in range(3):
