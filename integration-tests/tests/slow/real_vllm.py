@@ -41,13 +41,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
     planes = ["--discovery", f"file://{folder}", "--request-plane", "tcp://127.0.0.1:0"]
     planes += ["--event-bus", "zmq://127.0.0.1:0"]
     engine = ["--engine", "vllm", "--model", MODEL, "--vllm-args", json.dumps(ARGUMENTS)]
+    recording = ["--router-options", json.dumps({"receipts": "on", "receipts_dir": str(receipts)})]
     with contextlib.ExitStack() as processes:
         for _ in range(2):
             worker = processes.enter_context(DynamoProcess(["worker", *planes, *engine]))
             worker.wait_for("worker ready", START_LIMIT_S)
-        frontend = processes.enter_context(
-            DynamoProcess(["frontend", *planes, "--http-port", "0"], {"DYN_ROUTER_RECEIPTS_DIR": str(receipts)})
-        )
+        frontend = processes.enter_context(DynamoProcess(["frontend", *planes, "--http-port", "0", *recording]))
         yield frontend.wait_for_url(), receipts
 
 
