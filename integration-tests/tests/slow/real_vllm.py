@@ -18,11 +18,11 @@ import pytest
 
 from dynamo_integration_tests.stack import DynamoProcess, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 MODEL = str(resources.files("dynamo_worker") / "models" / "tinylm")
 BLOCK_SIZE = 32
-START_LIMIT_S = 400.0
+START_LIMIT_S = 900.0
 ARGUMENTS = {
     "enforce_eager": True,
     "dtype": "float32",
