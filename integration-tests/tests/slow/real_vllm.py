@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import pytest
 
 from dynamo_integration_tests.stack import DynamoProcess, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 MODEL = str(resources.files("dynamo_worker") / "models" / "tinylm")
 BLOCK_SIZE = 32
-START_LIMIT_S = 400.0
+START_LIMIT_S = 900.0
 ARGUMENTS = {
     "enforce_eager": True,
     "dtype": "float32",
@@ -40,19 +41,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
     planes = ["--discovery", f"file://{folder}", "--request-plane", "tcp://127.0.0.1:0"]
     planes += ["--event-bus", "zmq://127.0.0.1:0"]
     engine = ["--engine", "vllm", "--model", MODEL, "--vllm-args", json.dumps(ARGUMENTS)]
+    recording = ["--router-options", json.dumps({"receipts": "on", "receipts_dir": str(receipts)})]
     with contextlib.ExitStack() as processes:
         for _ in range(2):
             worker = processes.enter_context(DynamoProcess(["worker", *planes, *engine]))
             worker.wait_for("worker ready", START_LIMIT_S)
-        frontend = processes.enter_context(
-            DynamoProcess(["frontend", *planes, "--http-port", "0"], {"DYN_ROUTER_RECEIPTS_DIR": str(receipts)})
-        )
+        frontend = processes.enter_context(DynamoProcess(["frontend", *planes, "--http-port", "0", *recording]))
         yield frontend.wait_for_url(), receipts
 
 
-def complete(url: str, prompt: list[int]) -> tuple[str, str, int]:
+def complete(url: str, prompt: list[int], max_tokens: int = 4) -> tuple[str, str, int]:
     """Ask; return the worker, the decision, and how many prompt tokens vLLM says it had."""
-    body: dict[str, Any] = {"model": "tinylm", "prompt": prompt, "max_tokens": 4, "temperature": 0}
+    body: dict[str, Any] = {"model": "tinylm", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    body["ignore_eos"] = True
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     details = answer.json()["usage"].get("prompt_tokens_details") or {}
@@ -68,7 +69,9 @@ def decisions(folder: Path) -> dict[str, dict[str, Any]]:
 def test_prefixes_stay_with_their_holder(stack: tuple[str, Path]) -> None:
     url, receipts = stack
     wait_until(lambda: bool(httpx.get(f"{url}/v1/models").json()["data"]), "the model")
-    holders = {group: complete(url, prefix)[0] for group, prefix in enumerate(PREFIXES)}
+    with ThreadPoolExecutor(len(PREFIXES)) as clients:  # at once, so that load spreads them
+        first = list(clients.map(lambda prefix: complete(url, prefix, 60), PREFIXES))
+    holders = {group: worker for group, (worker, _, _) in enumerate(first)}
     assert len(set(holders.values())) == 2, "load spreads unknown prefixes over both workers"
     asked: list[tuple[int, str, str, int]] = []
     for turn in range(3):

@@ -85,6 +85,7 @@ class WorkerSide:
         """Copy in what the plan says; blocks that did not arrive are told by ``take_failed``."""
         if plan.is_clear:
             self._connector.clear()
+            self._gained.clear()  # the scheduler has forgotten all: what comes again must be told again
         for item in plan.loads:
             arrived = self._connector.onboard(item.sequence_hashes, item.block_ids)
             self._failed.update(item.block_ids[arrived:])

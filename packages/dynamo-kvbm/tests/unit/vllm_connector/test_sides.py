@@ -155,6 +155,15 @@ def test_a_reset_empties_scheduler_and_workers() -> None:
     engine.close()
 
 
+def test_a_block_that_comes_again_with_the_reset_is_known() -> None:
+    engine = Engine()
+    engine.run(request("a", range(16)), [0, 1, 2, 3])
+    engine.scheduler.clear()
+    assert engine.run(request("b", range(17)), [4, 5, 6, 7, 8]) == 0
+    assert engine.run(request("c", range(17)), [9, 10, 11, 12, 13]) == 16
+    engine.close()
+
+
 def test_output_blocks_are_kept_as_they_fill() -> None:
     engine = Engine()
     running = request("a", range(7))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -60,9 +59,10 @@ class LlamaServer:
 
 def _import_library() -> Any:
     try:
-        return importlib.import_module("xllamacpp")
+        import xllamacpp
     except ImportError as error:
         raise ConfigurationError(
             f"--engine llamacpp needs xllamacpp, which cannot be imported ({error}); "
             "install it with: pip install 'dynamo-worker[llamacpp]'"
         ) from error
+    return xllamacpp

@@ -32,6 +32,7 @@ from dynamo_worker._llamacpp._tokenizer import (
     tokenizer_config_json,
     tokenizer_json,
 )
+from dynamo_worker._merged_choices import merged
 from dynamo_worker._output_builder import Delta, OutputBuilder
 from dynamo_worker._request_tasks import RequestTasks
 
@@ -140,7 +141,7 @@ class LlamaCppEngine:
     async def _stream(self, request: GenerateRequest, output: OutputBuilder) -> AsyncIterator[GenerateChunk]:
         times = request.sampling.n if is_greedy(request) else 1
         generations = [self._generation(request, output, index) for index in range(request.sampling.n // times)]
-        async with aclosing(_merged([item.run(self._complete) for item in generations])) as deltas:
+        async with aclosing(merged([item.run(self._complete) for item in generations])) as deltas:
             async for delta in deltas:
                 for choice in range(times) if times > 1 else (delta.choice,):
                     chunk = output.take(Delta(choice, delta.token_ids, delta.logprobs, finish=delta.finish))
@@ -201,31 +202,3 @@ def _trained_length(metadata: Mapping[str, Any]) -> int:
     if not length:
         raise ConfigurationError("the GGUF file names no context length; give --max-model-len")
     return int(length)
-
-
-async def _merged(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator[Delta, None]:
-    """Yield what several choices give, as it comes."""
-    arrived: asyncio.Queue[Delta | None] = asyncio.Queue()
-
-    async def read(source: AsyncIterator[Delta]) -> None:
-        async for delta in source:
-            arrived.put_nowait(delta)
-
-    readers = [asyncio.ensure_future(read(source)) for source in streams]
-    for reader in readers:
-        reader.add_done_callback(lambda _: arrived.put_nowait(None))
-    try:
-        left = len(readers)
-        while left:
-            delta = await arrived.get()
-            if delta is not None:
-                yield delta
-                continue
-            left -= 1
-            for reader in readers:
-                if reader.done():
-                    reader.result()
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)

@@ -114,8 +114,8 @@ async def test_logprobs_are_the_models_own(started: Started) -> None:
         assert len(entry.top) == 3
         assert entry.top[0].token_id == entry.token_id
         assert entry.top[0].logprob == entry.logprob <= 0
-    (chunk, *_) = await ask(started[0], request(output=OutputOptions(logprobs=0)))
-    assert [entry.top for entry in chunk.logprobs] == [()]
+    chosen = await ask(started[0], request(output=OutputOptions(logprobs=0)))
+    assert {entry.top for chunk in chosen for entry in chunk.logprobs} == {()}
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ async def test_constraints_bind(started: Started, guided: GuidedDecoding, accept
     assert accepts(text(chunks))
 
 
-async def test_choices_differ_by_seed_and_repeat(started: Started) -> None:
+async def test_choices_differ(started: Started) -> None:
     sampling = SamplingOptions(temperature=1.5, seed=3, n=3)
     stop = StopConditions(max_tokens=12, ignore_eos=True)
-    runs = [await ask(started[0], request(f"n{index}", sampling=sampling, stop=stop)) for index in range(2)]
-    choices = [[text([c for c in chunks if c.choice == choice]) for choice in range(3)] for chunks in runs]
-    assert choices[0] == choices[1]
-    assert len(set(choices[0])) == 3
+    chunks = await ask(started[0], request(sampling=sampling, stop=stop))
+    assert len({text([chunk for chunk in chunks if chunk.choice == choice]) for choice in range(3)}) == 3
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 36
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,9 @@
-"""The parts of vLLM's public API that the adapter uses, recorded from vLLM 0.11 and later, over a made-up model."""
+"""The parts of vLLM's public API that the adapter uses, over a made-up model.
+
+It behaves as vLLM 0.32.0 was seen to: refusals are ``VLLMValidationError``, which is no ``ValueError``; equal choices
+are refused; what stops is a token that is part of the output; a seeded generator counts its draws.
+``recorded/vllm-0.32.0.json`` holds what that release really gave.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,14 @@ import xxhash
 
 VOCAB = 1000
 EOS = 2
+
+
+class VLLMClientError(Exception):
+    pass
+
+
+class VLLMValidationError(VLLMClientError):
+    pass
 
 
 class RequestOutputKind(enum.Enum):
@@ -58,7 +71,14 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"temperature must be non-negative, got {self.temperature}.")
+            raise VLLMValidationError(f"temperature must be non-negative, got {self.temperature}.")
+        if self.temperature == 0 and self.n > 1:
+            raise VLLMValidationError(f"n must be 1 when using greedy sampling, got {self.n}.")
+
+
+@dataclass
+class PoolingParams:
+    task: str | None = None
 
 
 @dataclass
@@ -92,6 +112,7 @@ class AsyncEngineArgs:
     max_model_len: int = 600
     block_size: int = 16
     enable_lora: bool = False
+    runner: str = "auto"
     kv_events_config: Any = None
 
 
@@ -108,6 +129,19 @@ class LoRARequest:
     lora_name: str
     lora_int_id: int
     lora_path: str
+
+
+class Tensor:
+    """What the adapter asks of a ``torch.Tensor``."""
+
+    def __init__(self, values: list[int]) -> None:
+        self._values = values
+
+    def flatten(self) -> Tensor:
+        return self
+
+    def tolist(self) -> list[float]:
+        return [float(value) for value in self._values]
 
 
 @dataclass
@@ -128,7 +162,12 @@ class AsyncLLM:
         namespace = types.SimpleNamespace
         self.arguments = arguments
         self.vllm_config = namespace(
-            model_config=namespace(max_model_len=arguments.max_model_len),
+            model_config=namespace(
+                max_model_len=arguments.max_model_len,
+                runner_type="pooling" if arguments.runner == "pooling" else "generate",
+                hf_text_config=namespace(eos_token_id=EOS),
+                try_get_generation_config=lambda: {"eos_token_id": [EOS, 0]},
+            ),
             cache_config=namespace(block_size=arguments.block_size, num_gpu_blocks=96, enable_prefix_caching=True),
             scheduler_config=namespace(max_num_seqs=8, max_num_batched_tokens=512),
             parallel_config=namespace(data_parallel_size=1),
@@ -138,6 +177,7 @@ class AsyncLLM:
         self.left: list[str] = []
         self.sleeping: int | None = None
         self.errored = False
+        self.resets = 0
         self.is_shut_down = False
         self.loras: dict[int, LoRARequest] = {}
 
@@ -173,6 +213,18 @@ class AsyncLLM:
             self.left.append(request_id)
             raise
 
+    async def encode(
+        self, prompt: dict[str, Any], pooling_params: PoolingParams, request_id: str
+    ) -> AsyncIterator[Any]:
+        assert pooling_params.task == "embed"
+        tokens = prompt["prompt_token_ids"]
+        await asyncio.sleep(0)
+        yield types.SimpleNamespace(outputs=types.SimpleNamespace(data=Tensor([len(tokens), *tokens[:2]])))
+
+    async def reset_prefix_cache(self) -> bool:
+        self.resets += 1
+        return True
+
     async def add_lora(self, lora_request: LoRARequest) -> bool:
         self.loras[lora_request.lora_int_id] = lora_request
         return True
@@ -195,7 +247,9 @@ def _output(prompt: list[int], params: SamplingParams, choice: int) -> tuple[lis
     ends = {*(params.stop_token_ids or ())} | (set() if params.ignore_eos else {EOS})
     seed = (params.seed, choice) if params.temperature else (0, 0)
     while len(tokens) < (params.max_tokens or 16):
-        token = 3 + xxhash.xxh3_64_intdigest(repr((seed, *history)).encode()) % (VOCAB - 3)
+        # Greedy output follows from the tokens alone, a draw also from how many there were before it.
+        draws = len(tokens) if params.temperature else 0
+        token = 3 + xxhash.xxh3_64_intdigest(repr((seed, draws, *history)).encode()) % (VOCAB - 3)
         if token in ends and len(tokens) < params.min_tokens:
             token = next(other for other in range(3, VOCAB) if other not in ends)
         tokens.append(token)
@@ -217,7 +271,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> type[AsyncLLM]:
     AsyncLLM.made = []
     sampling = {"RequestOutputKind": RequestOutputKind, "StructuredOutputsParams": StructuredOutputsParams}
     modules: dict[str, dict[str, Any]] = {
-        "vllm": {"AsyncEngineArgs": AsyncEngineArgs, "SamplingParams": SamplingParams},
+        "vllm": {"AsyncEngineArgs": AsyncEngineArgs, "SamplingParams": SamplingParams, "PoolingParams": PoolingParams},
         "vllm.sampling_params": sampling,
         "vllm.config": {"KVEventsConfig": KVEventsConfig},
         "vllm.lora": {},
