@@ -32,6 +32,14 @@ class Heir(Base):
     size: int = Field(1, ge=1, description="Size.")
 
 
+class Plain(DynamoSettings):
+    depth: int = Field(2, description="Depth.")
+
+
+class Deep(Plain):
+    component: ClassVar[str] = "deep"
+
+
 class Other:
     size: int = 1
 """
@@ -69,11 +77,14 @@ def test_settings_are_read_with_all_their_forms(router):
     assert settings(router) == [
         Setting("router", "policy", "str", "'kv'", "", "Policy."),
         Setting("router", "verbose", "bool", "False", "", "More."),
+        Setting("service", "policy", "str", "'kv'", "", "Policy."),
+        Setting("service", "verbose", "bool", "False", "", "More."),
         Setting("service", "port", "int", "80", "ge=0", "Port."),
         Setting("service", "folder", "str", None, "", "Folder."),
         Setting("service", "names", "list[str]", "list()", "", "Names."),
         Setting("router", "size", "int", "1", "ge=1", "Size."),
         Setting("router", "width", "int", "1", "ge=1", "Deprecated: the former name of `--size`"),
+        Setting("deep", "depth", "int", "2", "", "Depth."),
     ]
 
 

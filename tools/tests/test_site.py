@@ -98,15 +98,6 @@ def test_every_kind_of_plugin_is_listed_with_what_is_built_in():
     assert "`round-robin`" in text
 
 
-def test_each_package_has_its_pages():
-    for package in WORKSPACE.packages:
-        folder = WORKSPACE.root / "docs" / "packages" / package.name.removeprefix("dynamo-")
-        assert {path.name for path in folder.iterdir()} == {"index.md", "configuration.md", "api.md"}
-        text = (folder / "index.md").read_text()
-        parts = ("Overview", "Errors", "Extension points", "Testing", "Compatibility")
-        assert [part for part in parts if f"## {part}\n" not in text] == []
-
-
 def test_pages_ask_no_other_host_for_anything():
     config = (WORKSPACE.root / "mkdocs.yml").read_text()
     assert "font: false" in config

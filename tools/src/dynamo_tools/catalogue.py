@@ -67,12 +67,15 @@ def settings(package: Package) -> list[Setting]:
     """Options of a package, by component and in the order of their fields."""
     classes = [node for path in _sources(package) for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)]
     known = {node.name: node for node in classes}
-    found: list[Setting] = []
+    parents = {name for node in classes for name in _bases(node)}
+    found: dict[tuple[str, str], Setting] = {}
     for node in classes:
-        if _is_settings(node, known):
-            fields = list(_fields(node, _component(node, known)))
-            found += [*fields, *_former(node, fields)]
-    return found
+        component = _component(node, known)
+        if _is_settings(node, known) and not (component == node.name and node.name in parents):
+            for line in (*_ancestors(node, known), node):
+                fields = list(_fields(line, component))
+                found |= {(component, field.name): field for field in (*fields, *_former(line, fields))}
+    return list(found.values())
 
 
 def settings_places(package: Package) -> list[tuple[str, str]]:
@@ -138,11 +141,23 @@ def _is_settings(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> bool:
     return False
 
 
+def _bases(node: ast.ClassDef) -> list[str]:
+    return [name for base in node.bases if (name := ast.unparse(base).split(".")[-1]) != node.name]
+
+
+def _ancestors(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
+    """Classes with options that a class builds on, the first one first."""
+    for name in _bases(node):
+        if name in known and _is_settings(known[name], known):
+            yield from _ancestors(known[name], known)
+            yield known[name]
+
+
 def _component(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> str:
     """What a class calls its component, or what it inherits; its own name if neither is there."""
     if own := next((text for name, text in _assigned(node) if name == "component" and text), ""):
         return own
-    bases = [name for base in node.bases if (name := ast.unparse(base).split(".")[-1]) in known and name != node.name]
+    bases = [name for name in _bases(node) if name in known]
     inherited = (_component(known[name], known) for name in bases if _is_settings(known[name], known))
     return next((text for text in inherited if text not in bases), node.name)
 

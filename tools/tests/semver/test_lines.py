@@ -113,3 +113,8 @@ def test_a_fingerprint_covers_one_change_only():
 def test_a_required_option_of_a_part_that_was_not_there_is_no_break():
     new = OLD + "settings engine.model --model DYN_ENGINE_MODEL: str required\n"
     assert [str(change.level) for change in compare(OLD, new)] == ["minor"]
+
+
+def test_a_function_that_is_deprecated_is_no_break():
+    marked = PLAIN.replace("def(", "@deprecated(since='1.1', removed_in='2.0', use='x') def(")
+    assert level(PLAIN, marked) is Level.MINOR

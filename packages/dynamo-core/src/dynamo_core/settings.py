@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
+from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -38,7 +38,12 @@ class DynamoSettings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
     component: ClassVar[str] = ""
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Former name of an option and its present one. Flag, variable and key of the former name still work, and warn."""
+    """Former name of an option and its present one. As a flag, variable, key or keyword it still works, and warns."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_former_names(cls, given: Any) -> Any:
+        return _in_present_names(given, cls.renamed, _OwnNames()) if cls.renamed else given
 
     @classmethod
     def settings_customise_sources(
@@ -56,6 +61,13 @@ class DynamoSettings(BaseSettings):
     def env_name(cls, field: str) -> str:
         """Environment variable of a field."""
         return f"DYN_{cls.component.upper().replace('-', '_')}_{field.upper()}"
+
+
+class _OwnNames(dict[str, str]):
+    """Shows every name as it is."""
+
+    def __missing__(self, key: str) -> str:
+        return key
 
 
 class SettingOrigin(BaseModel):

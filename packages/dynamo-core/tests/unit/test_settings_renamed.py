@@ -70,3 +70,10 @@ def test_a_former_name_that_is_taken_or_leads_nowhere_is_refused() -> None:
     for kind in (Taken, Nowhere):
         with pytest.raises(ConfigurationError, match="cannot be a former name"):
             resolve_settings("dynamo moved", (kind,), (), environ={})
+
+
+def test_a_former_name_is_taken_as_a_keyword_too() -> None:
+    with pytest.warns(FutureWarning, match="limit is deprecated; it is called max_requests now"):
+        assert MovedSettings.model_validate({"limit": 3}).max_requests == 3
+    with pytest.raises(ConfigurationError, match="limit is the former name of max_requests"):
+        MovedSettings.model_validate({"limit": 3, "max_requests": 4})

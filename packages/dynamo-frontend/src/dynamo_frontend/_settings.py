@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SecretStr
 
 from dynamo_core.settings import DynamoSettings
+from dynamo_core.stability import deprecated
 from dynamo_frontend._http.limits import HttpLimits
 from dynamo_frontend._http.tls import ServerTls
 
@@ -147,6 +148,18 @@ class FrontendSettings(HttpSettings):
         default=1024, ge=1, description="Lines that may wait to be written; more are dropped and counted"
     )
     traffic_interval_s: float = Field(default=5.0, gt=0, description="How often traffic statistics are published")
+
+    @property
+    @deprecated(since="0.2.0", removed_in="0.4.0", use="busy_kv_share")
+    def active_decode_blocks_threshold(self) -> float | None:
+        """The former name of ``busy_kv_share``."""
+        return self.busy_kv_share
+
+    @property
+    @deprecated(since="0.2.0", removed_in="0.4.0", use="busy_prompt_tokens")
+    def active_prefill_tokens_threshold(self) -> int | None:
+        """The former name of ``busy_prompt_tokens``."""
+        return self.busy_prompt_tokens
 
 
 class GatewaySettings(HttpSettings):

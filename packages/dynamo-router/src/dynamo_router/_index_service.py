@@ -221,7 +221,7 @@ def _scores(router: KvRouter, request: RoutingRequest) -> dict[str, Any]:
     """Return matched tokens by instance and rank; tiers count from the nearest on, so each includes those before."""
     scores: dict[str, dict[str, int]] = {}
     instances: list[dict[str, int]] = []
-    for worker, tiers, _ in router.overlaps(request):
+    for worker, tiers, _ in router.overlap_scores(request):
         device, host, disk, outside = (
             tiers[tier.value] * router.block_size for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK, Tier.EXTERNAL)
         )

@@ -51,13 +51,17 @@ def compare_functions(old_text: str, new_text: str, *, implemented: bool) -> Ite
     if old.kind != new.kind:
         yield f"changes from `{old.kind}` to `{new.kind}`", Level.MAJOR
     if old.flags != new.flags:
-        stability = all(flag.startswith(_STABILITY) for flag in {*old.flags.split()} ^ {*new.flags.split()})
+        stability = all(mark.startswith(_STABILITY) for mark in _marks(old.flags) ^ _marks(new.flags))
         yield f"changes its marks from `{old.flags}` to `{new.flags}`", Level.MINOR if stability else Level.MAJOR
     yield from _parameters(old, new, implemented)
     if old.returns != new.returns:
         narrower = bool(new.returns) and _union(new.returns) < _union(old.returns)
         level = Level.MINOR if narrower and not implemented else Level.MAJOR
         yield f"returns `{new.returns}` in place of `{old.returns}`", level
+
+
+def _marks(flags: str) -> set[str]:
+    return set(re.findall(r"@\w+(?:\([^)]*\))?", flags))
 
 
 def _parameters(old: _Signature, new: _Signature, implemented: bool) -> Iterator[Found]:
