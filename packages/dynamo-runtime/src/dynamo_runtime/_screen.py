@@ -53,7 +53,8 @@ class ServeScreen:
 
     def text(self, model: str) -> str:
         """Return the screen."""
-        body = {"model": model, "messages": [{"role": "user", "content": "What is the capital of Japan?"}]}
+        question = {"role": "user", "content": "What is the capital of Japan?"}
+        body = {"model": model, "messages": [question], "temperature": 0}
         command = (
             f"curl {self._url}/v1/chat/completions -H 'Content-Type: application/json' "
             f"-d {shlex.quote(json.dumps(body))}"
