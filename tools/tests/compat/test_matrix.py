@@ -39,6 +39,14 @@ def test_the_oldest_core_follows_the_range(released):
     assert "tests of dynamo-router checkout on dynamo-core 1.3.0" in map(str, legs(released.workspace()))
 
 
+def test_a_checkout_that_is_its_last_release_is_tried_with_the_one_before(released):
+    released.release("dynamo-core", "1.3.0")
+    assert "golden files of dynamo-core 1.2.0 read by checkout" in map(str, legs(released.workspace()))
+    released.write("packages/dynamo-core/changes/+more.added.md", "More.\n")
+    names = [str(leg) for leg in legs(released.workspace()) if isinstance(leg, WireLeg)]
+    assert "golden files of dynamo-core 1.3.0 read by checkout" in names
+
+
 def test_golden_files_go_both_ways(released):
     assert [str(leg) for leg in legs(released.workspace()) if isinstance(leg, WireLeg)] == [
         "golden files of dynamo-core 1.2.0 read by checkout",

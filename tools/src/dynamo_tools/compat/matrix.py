@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynamo_tools.compat.environments import Choice, label
-from dynamo_tools.releases import Release, previous
+from dynamo_tools.releases import Release, previous, releases
 from dynamo_tools.releasing import oldest_core
-from dynamo_tools.workspace import CORE, Workspace
+from dynamo_tools.semver.judge import fragments
+from dynamo_tools.workspace import CORE, Package, Workspace
 
 FRONTEND_PROCESS = ("dynamo-frontend", "dynamo-router")
 WORKER_PROCESS = ("dynamo-worker",)
@@ -68,8 +69,21 @@ Leg = TestLeg | WireLeg | ClusterLeg
 
 def legs(workspace: Workspace) -> list[Leg]:
     """Every leg that the recorded releases allow; none before the first release."""
-    last = {package.name: previous(workspace, package) for package in workspace.packages}
+    last = {package.name: neighbour(workspace, package) for package in workspace.packages}
     return [*_test_legs(workspace, last), *_wire_legs(workspace, last), *_cluster_legs(last)]
+
+
+def neighbour(workspace: Workspace, package: Package) -> Release | None:
+    """The release that a checkout must get along with: its last one, or the one before if the checkout is that one.
+
+    Raises:
+        LookupError: if its commit is not in this clone.
+    """
+    known = releases(workspace, package.name)
+    is_released = package.version in {release.version for release in known} and not fragments(package)
+    if len(known) > 1 and is_released:
+        return next(release for release in reversed(known) if release.version != package.version)
+    return previous(workspace, package)
 
 
 def _test_legs(workspace: Workspace, last: dict[str, Release | None]) -> list[Leg]:
