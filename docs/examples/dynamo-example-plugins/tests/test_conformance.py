@@ -1,4 +1,4 @@
-"""The kit of dynamo-core certifies engine, forecaster and discovery plane; the other two have tests of their own."""
+"""The kit of dynamo-core certifies engine, tier, forecaster and discovery plane; the others have tests of their own."""
 
 import random
 from types import SimpleNamespace
@@ -9,11 +9,12 @@ from dynamo_example_plugins.eviction import OldestLeaf
 from dynamo_example_plugins.forecaster import MedianForecaster
 from dynamo_example_plugins.plane import SqliteDiscovery, sqlite_discovery
 from dynamo_example_plugins.policy import FewestRequests
+from dynamo_example_plugins.tier import FileTier
 
 from dynamo_core import plugins
 from dynamo_core.clock import SystemClock
 from dynamo_core.errors import ConfigurationError, InternalError
-from dynamo_core.testing import DiscoveryConformance, EngineConformance, LoadPredictorConformance
+from dynamo_core.testing import BlockStoreConformance, DiscoveryConformance, EngineConformance, LoadPredictorConformance
 
 
 class TestSpellingEngine(EngineConformance):
@@ -21,6 +22,16 @@ class TestSpellingEngine(EngineConformance):
 
     def make_engine(self) -> SpellingEngine:
         return SpellingEngine()
+
+
+class TestFileTier(BlockStoreConformance):
+    @pytest.fixture(autouse=True)
+    def _folders(self, tmp_path_factory):
+        self._folders = tmp_path_factory
+
+    def make_store(self, capacity_blocks: int) -> FileTier:
+        folder = str(self._folders.mktemp("tier"))
+        return FileTier(layout=self.layout, fingerprint="m", folder=folder, capacity_blocks=capacity_blocks)
 
 
 class TestMedianForecaster(LoadPredictorConformance):
@@ -43,6 +54,7 @@ class TestSqliteDiscovery(DiscoveryConformance):
         ("policies", "fewest-requests", FewestRequests),
         ("engines", "spelling", SpellingEngine),
         ("kv_eviction", "oldest", OldestLeaf),
+        ("kv_tiers", "files", FileTier),
         ("load_predictors", "median", MedianForecaster),
         ("discoveries", "sqlite", sqlite_discovery),
     ],
