@@ -51,6 +51,9 @@ def test_commands_are_read_as_a_shell_reads_them(tmp_path):
         ("dynamo frontend --http-prot 0", "--http-prot"),
         ("dynamo serve --http-port many", "many"),
         ("dynamo-kvbm simulate TRACE --tiers host=1", ""),
+        ("dynamo-frontend keys new --file keys.json --name me", ""),
+        ("dynamo render k8s graph.yaml", ""),
+        ("dynamo-router replay TRACE --config tuned.yaml", ""),
         ("dynamo-kvbm simulate TRACE --stairs host=1", "dynamo-kvbm has no --stairs"),
     ],
 )

@@ -98,15 +98,31 @@ def _bare(words: list[str]) -> list[str]:
 
 def _problem(command: Documented) -> str | None:
     program, *arguments = command.words
-    with tempfile.TemporaryDirectory() as folder:
-        argv = [tool(program), *arguments, "--print-config"]
-        result = run(argv, Path(folder), timeout_s=60, env=clean_environment())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        argv = [tool(program), *_without_file(arguments), "--print-config"]
+        result = run(argv, folder, timeout_s=60, env=clean_environment())
         if result.returncode == 0:
             return None
         told = result.tail(1)
         if _NO_SUCH_FLAG not in told and "takes:" not in told:
             return told
-        subcommand = [word for word in arguments[:1] if not word.startswith("-")]
-        known = run([tool(program), *subcommand, "--help"], Path(folder), timeout_s=60, env=clean_environment())
-    unknown = sorted({flag for word in arguments for flag in _FLAG.findall(word)[:1]} - set(_FLAG.findall(known.text)))
-    return f"{program} has no {', '.join(unknown)}" if unknown or known.returncode else None
+        known = _flags_in_help(program, arguments, folder)
+    unknown = sorted({flag for word in arguments for flag in _FLAG.findall(word)[:1]} - known)
+    return f"{program} has no {', '.join(unknown)}" if unknown else None
+
+
+def _without_file(arguments: list[str]) -> list[str]:
+    """Arguments without a configuration file, which is the reader's own."""
+    pairs = zip(arguments, ["", *arguments], strict=False)
+    return [word for word, before in pairs if "--config" not in (word, before)]
+
+
+def _flags_in_help(program: str, arguments: list[str], folder: Path) -> set[str]:
+    """Flags that the help of a command names, of its subcommand, and of that one's."""
+    first_flag = next((at for at, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    found: set[str] = set()
+    for depth in range(min(first_flag, 2) + 1):
+        argv = [tool(program), *arguments[:depth], "--help"]
+        found |= set(_FLAG.findall(run(argv, folder, timeout_s=60, env=clean_environment()).text))
+    return found
