@@ -1,4 +1,4 @@
-"""The pages of the HTTP APIs: each shell block runs as it stands, against a `dynamo serve` of this session."""
+"""The pages of the HTTP APIs: each shell block runs as it stands, against a `dynamo serve` of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page "First answer": each shell block runs, in order, against a `dynamo serve` of this session."""
+"""The page "First answer": each shell block runs, in order, against a `dynamo serve` of its own."""
 
 from __future__ import annotations
 
