@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
@@ -127,6 +131,19 @@ def test_a_worker_and_a_receipt_are_named_in_headers(client: openai.OpenAI) -> N
     assert raw.headers["x-dynamo-decision-id"]
     assert raw.headers["x-request-id"]
     assert json.loads(raw.text)["model"] == MODEL
+
+
+def test_a_receipt_can_be_read_and_explained(client: openai.OpenAI, serve_url: str) -> None:
+    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=QUESTION, max_tokens=1)
+    identity = raw.headers["x-dynamo-decision-id"]
+    with urllib.request.urlopen(f"{serve_url}/v1/decisions/{identity}") as answer:
+        kept = json.load(answer)
+    assert kept["decision"]["decision_id"] == identity
+    assert kept["outcome"]["finish_reason"] == "length"
+    command = [str(Path(sys.executable).with_name("dynamo-router")), "explain", identity, "--url", serve_url]
+    explained = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert explained.returncode == 0, explained.stderr
+    assert f"went to worker {raw.headers['x-dynamo-worker-id']}" in explained.stdout
 
 
 def test_requests_that_share_a_prefix_go_where_it_is_cached(client: openai.OpenAI) -> None:

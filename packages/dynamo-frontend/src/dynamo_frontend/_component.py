@@ -21,9 +21,11 @@ from dynamo_frontend._admission import Admission, BusyThresholds
 from dynamo_frontend._anthropic.api import AnthropicApi
 from dynamo_frontend._anthropic.writers import anthropic_error
 from dynamo_frontend._catalog import Catalog
+from dynamo_frontend._decisions_api import DECISIONS_PREFIX, DecisionsApi
 from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
 from dynamo_frontend._generation import GenerationServices
+from dynamo_frontend._index_page import index_page
 from dynamo_frontend._kserve.credentials import TlsFiles
 from dynamo_frontend._kserve.grpc_server import KserveGrpcServer
 from dynamo_frontend._kserve.rest_api import MODELS_PREFIX, KserveRest, kserve_error
@@ -204,6 +206,7 @@ class Frontend:
         anthropic = AnthropicApi(self._api, overload_status=self._settings.overload_status)
         responses = ResponsesApi(self._api)
         text = TextApi(self._api)
+        decisions = DecisionsApi(lambda: [model.router for model in self._catalog.models()])
         kserve = KserveRest(self._runner, overload_status=self._settings.overload_status)
         resumable = self._streams.resumable
         messages = resumable(anthropic.messages, anthropic.refuse)
@@ -225,6 +228,8 @@ class Frontend:
             MODELS_PREFIX: Route({"GET": kserve.show, "POST": kserve.act}, prefix=True, error_body=kserve_error),
             MODELS_PATH: Route({"GET": status.models}),
             f"{MODELS_PATH}/": Route({"GET": status.model}, prefix=True),
+            DECISIONS_PREFIX: Route({"GET": decisions.decision}, prefix=True),
+            "/": Route({"GET": index_page}, open=True),
             "/openapi.json": Route({"GET": openapi}),
             "/health": Route({"GET": status.health}, open=True),
             "/live": Route({"GET": status.live}, open=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from importlib import metadata
 from typing import Any
 
@@ -41,6 +42,7 @@ _READS = {
     "/v1/models": "List the models that can answer",
     "/v1/models/{model}": "Show one of them",
     "/v1/models/{model}/ready": "Whether a request for the model could be routed",
+    "/v1/decisions/{id}": "Show why a request went where it went",
     "/v2": "Show the server in the form of KServe",
     "/v2/health/live": "Whether the process runs",
     "/v2/health/ready": "Whether a model can answer",
@@ -51,9 +53,9 @@ _READS = {
     "/live": "Whether the process runs",
     "/ready": "Whether a request could be answered",
 }
-_MODEL = "{model}"
+_PATH_PARAMETER = re.compile(r"\{(\w+)\}")
 _ERROR_FORMS = {"/v1/messages": "MessagesError", "/v2": "KserveError"}
-_READ_ERRORS = {"400": "The target is wrong", "404": "No such model", "414": "The target is too long"}
+_READ_ERRORS = {"400": "The target is wrong", "404": "No such model or decision", "414": "The target is too long"}
 _ERRORS = {
     "400": "The request is wrong; the message names the field",
     "404": "No such model",
@@ -116,15 +118,14 @@ def _get(path: str, summary: str) -> dict[str, Any]:
         "200": {"description": "Yes, or what was asked for", "content": content},
         "503": {"description": "No", "content": content},
     }
-    if _MODEL in path:
+    if _PATH_PARAMETER.search(path):
         answers |= _error_refs(path, _READ_ERRORS)
     return {"summary": summary, "parameters": _parameters(path), "responses": answers}
 
 
 def _parameters(path: str) -> list[dict[str, Any]]:
-    if _MODEL not in path:
-        return []
-    return [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+    schema = {"type": "string", "minLength": 1}
+    return [{"name": name, "in": "path", "required": True, "schema": schema} for name in _PATH_PARAMETER.findall(path)]
 
 
 def _error_refs(path: str, statuses: dict[str, str]) -> dict[str, Any]:

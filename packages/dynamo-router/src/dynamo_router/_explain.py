@@ -98,7 +98,7 @@ def _order(score: CandidateScore) -> float:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value + 0.0:.4g}"  # adding turns -0 into 0
 
 
 def _fetch(url: str, identity: str) -> _Kept:

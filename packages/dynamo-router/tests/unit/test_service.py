@@ -10,7 +10,7 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 
 from dynamo_core.ids import WorkerId
-from dynamo_core.routing import RoutingDecision
+from dynamo_core.routing import CandidateScore, RoutingDecision
 from dynamo_core.tokens import BlockHasher, pack_tokens, unpack_hashes
 from dynamo_router import RouterSettings
 from dynamo_router._explain import explain, render
@@ -243,3 +243,10 @@ async def test_serve_runs_until_it_is_told_to_stop():
 
 def test_a_decision_without_candidates_says_how_to_get_them():
     assert "receipts=on" in render(RoutingDecision("d", "r", WorkerId(1), "kv"), None)
+
+
+def test_a_term_of_nothing_is_explained_without_a_sign():
+    score = CandidateScore(WorkerId(1), cost=0.5, weighted={"prefill": 0.5, "credit": -0.0})
+    words = render(RoutingDecision("d-1", "r-1", WorkerId(1), "kv", candidates=(score,)), None).split()
+    assert "0" in words
+    assert "-0" not in words

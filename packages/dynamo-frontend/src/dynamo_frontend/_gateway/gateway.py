@@ -13,6 +13,7 @@ from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.telemetry import Metrics
 from dynamo_frontend._access.access import open_door
+from dynamo_frontend._decisions_api import DECISIONS_PREFIX, DecisionsApi
 from dynamo_frontend._gateway.kv import kv_chooser
 from dynamo_frontend._gateway.proxy import GatewayApi
 from dynamo_frontend._gateway.upstreams import Upstreams
@@ -52,10 +53,12 @@ class Gateway:
         api = GatewayApi(
             self._upstreams, self._metrics, retry_limit=settings.retry_limit, shared=self._shared, kv=self._kv
         )
+        decisions = DecisionsApi(lambda: () if self._kv is None else self._kv.routers)
         routes = {
             "/v1/models": Route({"GET": api.models}),
             "/v1/models/": Route({"GET": api.model}, prefix=True),
             "/v1/": Route({"POST": api.forward}, prefix=True),
+            DECISIONS_PREFIX: Route({"GET": decisions.decision}, prefix=True),
             "/health": Route({"GET": api.ready}, open=True),
             "/live": Route({"GET": api.live}, open=True),
             "/ready": Route({"GET": api.ready}, open=True),

@@ -167,6 +167,11 @@ class KvChooser:
         await self._discovery.close()
 
     @property
+    def routers(self) -> list[Router]:
+        """The routers, one a model."""
+        return list(self._routers.values())
+
+    @property
     def problem(self) -> str:
         """Why the last request could not be routed by content; empty if it was."""
         return self._problem
