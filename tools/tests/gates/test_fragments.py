@@ -1,6 +1,9 @@
+import argparse
+
 import pytest
 
 from dynamo_tools.gates import fragments
+from dynamo_tools.verbs import fragments as verb
 
 INIT = "packages/dynamo-router/src/dynamo_router/__init__.py"
 
@@ -83,3 +86,18 @@ def test_a_changelog_edited_by_hand_fails_and_by_a_release_passes(branch):
     assert "CHANGELOG.md:1: fragments: edited outside a release" in found
     branch.replace("packages/dynamo-router/pyproject.toml", 'version = "0.1.0"', 'version = "0.2.0"')
     assert branch.failures(fragments.check) == []
+
+
+def test_the_verb_prints_what_waits_for_the_next_release(tree, capsys):
+    arguments = argparse.Namespace(package=["dynamo-router"])
+    assert verb.main(tree.workspace(), arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("dynamo-router 0.1.0: 1 wait\n  +start.added.md: ")
+    assert "dynamo-worker" not in printed
+
+
+def test_the_verb_fails_for_the_packages_asked_for_alone(tree, capsys):
+    tree.write("packages/dynamo-router/changes/12.wrong.md", "Answer faster.\n")
+    assert verb.main(tree.workspace(), argparse.Namespace(package=[])) == 1
+    assert "name must be" in capsys.readouterr().out
+    assert verb.main(tree.workspace(), argparse.Namespace(package=["dynamo-worker"])) == 0
