@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -52,4 +53,8 @@ def main(workspace: Workspace, arguments: argparse.Namespace) -> int:
 
 def _timed(environments: Environments, leg: Leg) -> tuple[str | None, float]:
     started = time.monotonic()
-    return run_leg(environments, leg), time.monotonic() - started
+    problem = run_leg(environments, leg)
+    seconds = time.monotonic() - started
+    # The whole takes minutes: whoever waits sees each leg as it ends, beside the report and not in it.
+    print(f"compat: {leg}: {'failed' if problem else 'ok'} after {seconds:.0f} s", file=sys.stderr, flush=True)
+    return problem, seconds
