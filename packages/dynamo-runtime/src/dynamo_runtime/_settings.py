@@ -84,6 +84,9 @@ class BrokerSettings(DynamoSettings):
     port: int = Field(
         default=5557, ge=0, le=65534, description="Port of publishers; subscribers have the one after it. 0 for any two"
     )
+    max_event_bytes: int = Field(
+        default=32 << 20, ge=1, description="Largest payload of an event; a publisher that sends more is disconnected"
+    )
 
 
 class SupervisorSettings(DynamoSettings):
