@@ -30,7 +30,7 @@ from dynamo_core.planes import CallOptions
 from dynamo_core.settings import resolve_settings
 from dynamo_core.streams import open_stream
 from dynamo_core.wire import CODECS, INSTANCE, MODEL_RECORD
-from dynamo_runtime._endpoints import pick_instance, require_instances
+from dynamo_runtime._endpoints import pick_instance, readable_instances, require_instances
 from dynamo_runtime._settings import OperatorSettings
 from dynamo_runtime._substrate import open_discovery, open_request_plane, scheme_of
 
@@ -88,7 +88,7 @@ async def _discovery(settings: OperatorSettings) -> AsyncGenerator[Discovery]:
 async def _list_instances(settings: OperatorSettings) -> None:
     async with _discovery(settings) as discovery:
         records = await discovery.list(INSTANCES_PREFIX)
-    found = [INSTANCE.decode(record.value) for record in records]
+    found = readable_instances(records)
     shown = [instance for instance in found if settings.namespace in ("", instance.endpoint.namespace)]
     if settings.json_lines:
         for instance in shown:
