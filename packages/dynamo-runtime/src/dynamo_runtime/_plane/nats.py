@@ -182,7 +182,8 @@ class NatsRequestPlane(StreamPlane):
         number = secrets.randbits(96)
         connection = ClientConnection(self.state)
         transport = await self._attach(connection, _subject("c", number), _subject("s", number), greet=False)
-        timeout_s = self.state.options.connect_timeout_s
+        # Longer than the pool's own limit, which tells silence from a refusal.
+        timeout_s = self.state.options.connect_timeout_s * 2
         try:
             await self._link.request(f"{SUBJECTS}{parts.path.replace('/', '.')}", f"{number:x}".encode(), timeout_s)
             connection.connection_made(transport)
