@@ -141,10 +141,10 @@ def _describe(instance: Instance) -> str:
 
 async def _call_endpoint(settings: OperatorSettings, target: str, text: str) -> None:
     name, _, wanted = target.partition("@")
-    endpoint = EndpointId.parse(name)
+    endpoint, instance_id = EndpointId.parse(name), parse_instance_id(wanted) if wanted else None
     async with _discovery(settings) as discovery:
         found = await require_instances(discovery, endpoint)
-        instance = pick_instance(found, parse_instance_id(wanted) if wanted else None)
+        instance = pick_instance(found, instance_id)
         plane = open_request_plane(settings.request_plane or _plane_url(instance.address), SystemClock())
         try:
             await plane.start()
