@@ -6,7 +6,7 @@ tasks and queues: an implementation hands over all items that arrived in one rea
 the async-iterator view for everyone else.
 
 **Event bus.** Topics with a sequence per publisher: duplicates are dropped, gaps are reported, the publisher's ring
-can be replayed.
+can be replayed. Where a publisher offers its whole state, a subscriber that came late can ask for it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dynamo_core.events import EventEnvelope, SequenceGap
 from dynamo_core.ids import EndpointId, PublisherId
 
 DEFAULT_CREDIT_ITEMS = 256
+DEFAULT_SNAPSHOT_TIMEOUT_S = 5.0
 
 
 class CallOptions(msgspec.Struct, frozen=True):
@@ -259,6 +260,40 @@ class Subscription(Protocol):
 
     async def close(self) -> None:
         """Leave the topic; iteration ends. Idempotent."""
+        ...
+
+
+SnapshotSource: TypeAlias = Callable[[], Awaitable[bytes]]
+"""Returns a publisher's state, encoded."""
+
+
+@runtime_checkable
+class SnapshotPublisher(Publisher, Protocol):
+    """A publisher that can be asked for its state; a bus may have publishers without it."""
+
+    def offer_snapshot(self, source: SnapshotSource, *, schema: str = "") -> None:
+        """Answer whoever asks for a snapshot with what ``source`` returns, in place of an earlier source.
+
+        The answer bears the sequence that the publisher had reached when ``source`` was called. One that does not
+        suspend thus returns the state as of that sequence; one that does may know later events already, and whoever
+        reads its state must bear to apply an event twice.
+        """
+        ...
+
+
+@runtime_checkable
+class SnapshotSubscription(Subscription, Protocol):
+    """A subscription that can ask publishers for their state: after a late start, or a gap that left their rings."""
+
+    async def snapshots(
+        self, *publishers: PublisherId, timeout_s: float = DEFAULT_SNAPSHOT_TIMEOUT_S
+    ) -> list[EventEnvelope]:
+        """Ask publishers, all of the topic if none is named, and return an envelope for each that answers.
+
+        An envelope's payload is the state as of its ``sequence``: skip the publisher's events up to that, apply those
+        after it. The stream of events goes on undisturbed. Absent are publishers that are gone, that offer nothing,
+        that do not answer in time, and whose state exceeds the bus's limit. Cancelling drops the question.
+        """
         ...
 
 

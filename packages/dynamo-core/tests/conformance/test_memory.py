@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from dynamo_core.discovery import Lease
 from dynamo_core.memory import MemoryDiscovery, MemoryEventBus, MemoryRequestPlane
-from dynamo_core.testing import DiscoveryConformance, EventBusConformance, RequestPlaneConformance
+from dynamo_core.testing import DiscoveryConformance, RequestPlaneConformance, SnapshotBusConformance
 
 
 class TestMemoryDiscovery(DiscoveryConformance):
@@ -34,7 +34,7 @@ class TestMemoryRequestPlane(RequestPlaneConformance):
         return "mem://nobody"
 
 
-class TestMemoryEventBus(EventBusConformance):
+class TestMemoryEventBus(SnapshotBusConformance):
     _first: MemoryEventBus | None = None
 
     async def make_bus(self) -> MemoryEventBus:

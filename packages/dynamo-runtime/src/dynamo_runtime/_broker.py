@@ -25,7 +25,7 @@ class BrokerComponent:
     def __init__(self, context: ComponentContext, settings: BrokerSettings) -> None:
         self._context = context
         self._settings = settings
-        self._broker = ZmqBroker(BrokerMetrics(context.metrics))
+        self._broker = ZmqBroker(BrokerMetrics(context.metrics), max_event_bytes=settings.max_event_bytes)
 
     async def start(self) -> None:
         """Listen.

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from dynamo_core.cards import EndpointTypes
-from dynamo_core.discovery import INSTANCES_PREFIX, Discovery, Instance, Lease, endpoint_prefix
-from dynamo_core.errors import ConflictError, DynamoError, UnavailableError
+from dynamo_core.discovery import INSTANCES_PREFIX, Discovery, Instance, Lease, Record, endpoint_prefix
+from dynamo_core.errors import BackendProtocolError, ConflictError, DynamoError, UnavailableError
 from dynamo_core.ids import EndpointId, new_instance_id
 from dynamo_core.planes import DEFAULT_CALL_OPTIONS, CallOptions, RequestHandler, RequestPlane, ServedEndpoint
 from dynamo_core.streams import call_unary
 from dynamo_core.wire import INSTANCE
+
+logger = structlog.get_logger(__name__)
 
 RAW = EndpointTypes(request="", response="")
 """Types of an endpoint whose payloads and items are plain bytes."""
@@ -87,8 +91,18 @@ async def announce_endpoint(
 
 async def find_instances(discovery: Discovery, endpoint: EndpointId) -> list[Instance]:
     """Return who serves an endpoint, by instance id."""
-    records = await discovery.list(INSTANCES_PREFIX + endpoint_prefix(endpoint))
-    return [INSTANCE.decode(record.value) for record in records]
+    return readable_instances(await discovery.list(INSTANCES_PREFIX + endpoint_prefix(endpoint)))
+
+
+def readable_instances(records: Iterable[Record]) -> list[Instance]:
+    """Return the instances of records; one that cannot be read must not hide the others and is only logged."""
+    found: list[Instance] = []
+    for record in records:
+        try:
+            found.append(INSTANCE.decode(record.value))
+        except BackendProtocolError as error:
+            logger.warning("endpoints.garbled_instance", key=record.key, error=error.message)
+    return found
 
 
 async def require_instances(discovery: Discovery, endpoint: EndpointId) -> list[Instance]:

@@ -31,7 +31,9 @@ def render_manifests(file: GraphFile) -> str:
     graph = file.graph
     if scheme_of(graph.discovery) in _LOCAL_DISCOVERY:
         raise file.complain(
-            ["discovery"], f"{graph.discovery or 'no URL'} does not reach across machines; give for example etcd://..."
+            ["discovery"],
+            f"{graph.discovery or 'this machine alone, without a URL,'} does not reach across machines; "
+            "give for example etcd://...",
         )
     manifests = _discovery_manifests(file) if _in_cluster(file) else []
     for name, service in graph.services.items():

@@ -30,7 +30,7 @@ from dynamo_core.planes import CallOptions
 from dynamo_core.settings import resolve_settings
 from dynamo_core.streams import open_stream
 from dynamo_core.wire import CODECS, INSTANCE, MODEL_RECORD
-from dynamo_runtime._endpoints import pick_instance, require_instances
+from dynamo_runtime._endpoints import pick_instance, readable_instances, require_instances
 from dynamo_runtime._settings import OperatorSettings
 from dynamo_runtime._substrate import open_discovery, open_request_plane, scheme_of
 
@@ -88,7 +88,7 @@ async def _discovery(settings: OperatorSettings) -> AsyncGenerator[Discovery]:
 async def _list_instances(settings: OperatorSettings) -> None:
     async with _discovery(settings) as discovery:
         records = await discovery.list(INSTANCES_PREFIX)
-    found = [INSTANCE.decode(record.value) for record in records]
+    found = readable_instances(records)
     shown = [instance for instance in found if settings.namespace in ("", instance.endpoint.namespace)]
     if settings.json_lines:
         for instance in shown:
@@ -141,10 +141,10 @@ def _describe(instance: Instance) -> str:
 
 async def _call_endpoint(settings: OperatorSettings, target: str, text: str) -> None:
     name, _, wanted = target.partition("@")
-    endpoint = EndpointId.parse(name)
+    endpoint, instance_id = EndpointId.parse(name), parse_instance_id(wanted) if wanted else None
     async with _discovery(settings) as discovery:
         found = await require_instances(discovery, endpoint)
-        instance = pick_instance(found, parse_instance_id(wanted) if wanted else None)
+        instance = pick_instance(found, instance_id)
         plane = open_request_plane(settings.request_plane or _plane_url(instance.address), SystemClock())
         try:
             await plane.start()

@@ -84,6 +84,9 @@ class BrokerSettings(DynamoSettings):
     port: int = Field(
         default=5557, ge=0, le=65534, description="Port of publishers; subscribers have the one after it. 0 for any two"
     )
+    max_event_bytes: int = Field(
+        default=32 << 20, ge=1, description="Largest payload of an event; a publisher that sends more is disconnected"
+    )
 
 
 class SupervisorSettings(DynamoSettings):
@@ -125,13 +128,21 @@ class ServeSettings(DynamoSettings):
     startup_timeout_s: float = Field(default=120.0, gt=0, description="Time until a model must be served")
 
 
+def _process_discovery_url() -> str:
+    # A shell in a pod or beside a deployment has what its processes have.
+    return os.environ.get("DYN_RUNTIME_DISCOVERY") or default_discovery_url()
+
+
 class OperatorSettings(DynamoSettings):
     """Commands for operators."""
 
     component: ClassVar[str] = "operator"
 
     namespace: str = Field(default="", description="Show only this namespace; all if empty")
-    discovery: str = Field(default_factory=default_discovery_url, description="Discovery plane to look at")
+    discovery: str = Field(
+        default_factory=_process_discovery_url,
+        description="Discovery plane to look at; without it that of DYN_RUNTIME_DISCOVERY",
+    )
     request_plane: str = Field(
         default="", description="Request plane for calls; follows the instance's address if empty"
     )

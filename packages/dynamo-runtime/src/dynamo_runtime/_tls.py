@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -13,6 +16,8 @@ from dynamo_core.errors import ConfigurationError
 
 class TlsFiles(msgspec.Struct, frozen=True):
     """What a process proves itself with and whom it trusts.
+
+    Each may be a file's name or, as within a kubeconfig, the PEM text itself.
 
     Attributes:
         ca_file: Certificates of the authorities whose peers are trusted, PEM.
@@ -80,31 +85,61 @@ class TlsFiles(msgspec.Struct, frozen=True):
         for name in (self.ca_file, self.cert_file, self.key_file):
             if name:
                 try:
-                    digest.update(Path(name).read_bytes())
+                    digest.update(name.encode() if is_pem(name) else Path(name).read_bytes())
                 except OSError as error:
                     digest.update(str(error).encode())
             digest.update(b"\0")
         return digest.digest()
 
 
+def is_pem(name: str) -> bool:
+    """Whether it is PEM text and no file's name."""
+    return "-----BEGIN " in name
+
+
 def _trust(context: ssl.SSLContext, name: str) -> None:
     try:
-        context.load_verify_locations(name)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"tls_ca {name} holds no usable PEM certificates: {error}", param="tls_ca") from error
+        if is_pem(name):
+            context.load_verify_locations(cadata=name)
+        else:
+            context.load_verify_locations(name)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise ConfigurationError(
+            f"tls_ca {_shown(name)} holds no usable PEM certificates: {error}", param="tls_ca"
+        ) from error
 
 
 def _prove(context: ssl.SSLContext, certificate: str, key: str) -> None:
     for param, name in (("tls_cert", certificate), ("tls_key", key)):
         try:
-            Path(name).read_bytes()
+            if not is_pem(name):
+                Path(name).read_bytes()
         except OSError as error:
             raise ConfigurationError(f"{param} {name} cannot be read: {error}", param=param) from error
     try:
-        # A key with a passphrase would ask for it on the terminal; the empty answer makes that an error.
-        context.load_cert_chain(certificate, key, password=lambda: "")
+        with _as_file(certificate) as certificate_file, _as_file(key) as key_file:
+            # A key with a passphrase would ask for it on the terminal; the empty answer makes that an error.
+            context.load_cert_chain(certificate_file, key_file, password=lambda: "")
     except (OSError, ssl.SSLError, ValueError) as error:
         raise ConfigurationError(
-            f"tls_cert {certificate} and tls_key {key} are no certificate with its unencrypted key: {error}",
+            f"tls_cert {_shown(certificate)} and tls_key {_shown(key)} are no certificate with its unencrypted key: "
+            f"{error}",
             param="tls_cert",
         ) from error
+
+
+@contextmanager
+def _as_file(name: str) -> Generator[str]:
+    """Yield a file's name; PEM text lies in a private file for just as long, since TLS libraries read files alone."""
+    if not is_pem(name):
+        yield name
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="dynamo-", suffix=".pem", encoding="ascii") as file:
+        file.write(name)
+        file.flush()
+        yield file.name
+
+
+def _shown(name: str) -> str:
+    # A key must not end up in a log.
+    return "(given as text)" if is_pem(name) else name

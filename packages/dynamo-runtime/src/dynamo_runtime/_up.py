@@ -54,8 +54,18 @@ def up(argv: Sequence[str]) -> int:
         return run_components([hosted], supervising_settings(runtime, specs), on_ready=show)
 
 
+_RENDER_USAGE = """\
+usage: dynamo render k8s GRAPH.YAML
+       dynamo render schema
+
+Print the manifests of a deployment graph for kubectl apply -f -, or the JSON schema of graphs."""
+
+
 def render(argv: Sequence[str]) -> int:
     """Run ``dynamo render k8s GRAPH.YAML`` or ``dynamo render schema``; return the exit status."""
+    if {"-h", "--help"} & set(argv):
+        print(_RENDER_USAGE)  # noqa: T201 - the output of the command
+        return 0
     if list(argv) == ["schema"]:
         print(json.dumps(Graph.model_json_schema(), indent=2))  # noqa: T201 - the output of the command
         return 0

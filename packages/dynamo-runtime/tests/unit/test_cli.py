@@ -51,6 +51,12 @@ def test_a_wrong_command_line_is_one_line_with_a_remedy(
         assert part in message
 
 
+def test_render_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["render", "--help"], ["render", "k8s", "-h"]):
+        assert _cli.main(argv) == 0
+        assert "usage: dynamo render k8s GRAPH.YAML" in capsys.readouterr().out
+
+
 def test_a_missing_package_names_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,10 @@ def test_every_value_that_must_be_text_is_text(tmp_path: Path) -> None:
     ("text", "part"),
     [
         (GRAPH.replace("etcd://etcd:2379", "file:///tmp/x"), "graph.yaml:2: discovery: file:///tmp/x does not reach"),
-        (GRAPH.replace("discovery: etcd://etcd:2379\n", ""), "discovery: no URL does not reach"),
+        (
+            GRAPH.replace("discovery: etcd://etcd:2379\n", ""),
+            "discovery: this machine alone, without a URL, does not reach",
+        ),
         (GRAPH.replace("image: registry.example/dynamo:1\n", ""), "graph.yaml:4: services.web: has no container image"),
     ],
 )

@@ -66,6 +66,19 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     server.stop()
 
 
+def test_operators_look_where_their_process_environment_points(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_RUNTIME_DISCOVERY", server.discovery)
+    assert main(["instances"]) == 0
+    assert server.instance_id in capsys.readouterr().out
+
+
+def test_wrong_instance_is_named_before_anything_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["call", "a.b.c@nobody", "{}", "--discovery", "mem://"]) == 1
+    assert "instance id 'nobody'" in capsys.readouterr().err
+
+
 def test_instances_lists_who_serves_what(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["instances", "--discovery", server.discovery]) == 0
     (line,) = capsys.readouterr().out.splitlines()

@@ -6,7 +6,7 @@ import hashlib
 
 from dynamo_core import BlockHasher, GenerateChunk, pack_tokens
 from dynamo_core.wire import Codec
-from dynamo_tools.bench import Options, runtime_discovery, runtime_faults, runtime_plane
+from dynamo_tools.bench import Options, runtime_discovery, runtime_faults, runtime_losses, runtime_plane
 from dynamo_tools.bench.figure import Figure
 from dynamo_tools.bench.measure import cpu_us_per_call, repeat
 from dynamo_tools.bench.rivals import Rival, measure
@@ -33,7 +33,8 @@ def run(options: Options) -> list[Figure]:
 
 
 def _planes(options: Options) -> list[Figure]:
-    return [*runtime_plane.run(options), *runtime_discovery.run(options), *runtime_faults.run(options)]
+    parts = (runtime_plane, runtime_discovery, runtime_faults, runtime_losses)
+    return [figure for part in parts for figure in part.run(options)]
 
 
 def _codec(options: Options) -> Figure:

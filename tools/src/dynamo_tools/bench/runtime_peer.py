@@ -6,14 +6,17 @@ It says one line once it is ready and ends when its standard input does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
+from pathlib import Path
 
 import uvloop
 
 from dynamo_core import plugins
 from dynamo_core.clock import SystemClock
 from dynamo_core.discovery import INSTANCES_PREFIX, Instance, WatchSynced
+from dynamo_core.errors import UnavailableError
 from dynamo_core.ids import EndpointId
 from dynamo_core.planes import Call, CallOptions, RequestContext, RequestPlane, ResponseSink
 from dynamo_core.wire import INSTANCE
@@ -158,6 +161,30 @@ async def watch(url: str) -> None:
     await discovery.close()
 
 
+async def fill(folder: str) -> None:
+    """Fill a small disk, make room, and say how long it takes until a record is written again."""
+    discovery = plugins.load("discoveries", "file")(f"file://{folder}", clock=SystemClock(), options={})
+    await discovery.start()
+    lease = await discovery.lease()
+    await discovery.put("v1/bench/kept", b"before", lease=lease)
+    filler = Path(folder) / ".filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+    try:
+        await discovery.put("v1/bench/kept", bytes(8192), lease=lease)
+    except UnavailableError:
+        assert not discovery.status().connected
+    else:
+        raise AssertionError("a record fits a full disk")
+    filler.unlink()
+    begun_s = time.monotonic()
+    assert (await discovery.get("v1/bench/kept")).value == b"before"
+    await discovery.put("v1/bench/kept", b"after", lease=lease)
+    say(repr(time.monotonic() - begun_s))
+    await discovery.close()
+
+
 async def started() -> RequestPlane:
     """Return a started TCP plane."""
     plane: RequestPlane = plugins.load("request_planes", "tcp")("tcp://127.0.0.1:0", clock=SystemClock(), options={})
@@ -176,7 +203,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-PROGRAMS = {program.__name__: program for program in (serve, call, register, watch)}
+PROGRAMS = {program.__name__: program for program in (serve, call, register, watch, fill)}
 
 if __name__ == "__main__":
     uvloop.run(PROGRAMS[sys.argv[1]](*sys.argv[2:]))

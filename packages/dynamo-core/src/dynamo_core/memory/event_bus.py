@@ -1,4 +1,4 @@
-"""The event bus in one process: topics, a ring per publisher for replay, and a bounded buffer per subscription.
+"""The event bus in one process: topics, a ring per publisher for replay, snapshots, a bounded buffer per subscription.
 
 A subscriber that falls behind loses its oldest events and is told which, exactly as if a wire had dropped them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.discovery import Discovery
@@ -16,7 +16,7 @@ from dynamo_core.errors import ConfigurationError, UnavailableError
 from dynamo_core.events import EventEnvelope, SequenceGap
 from dynamo_core.ids import PublisherId
 from dynamo_core.memory.discovery import require_memory_url
-from dynamo_core.planes import Topic
+from dynamo_core.planes import DEFAULT_SNAPSHOT_TIMEOUT_S, SnapshotSource, Topic
 
 DEFAULT_RING_EVENTS = 4096
 DEFAULT_BUFFER_EVENTS = 4096
@@ -43,7 +43,7 @@ class MemoryEventBus:
         if ring_events < 1 or buffer_events < 1:
             raise ConfigurationError("ring_events and buffer_events must be at least 1")
         self._clock = clock if clock is not None else SystemClock()
-        self._topics = topics if topics is not None else _Topics()
+        self._topics = topics if topics is not None else _Topics(self._clock)
         self._ring_events = ring_events
         self._buffer_events = buffer_events
         self._publishers: dict[PublisherId, MemoryPublisher] = {}
@@ -132,10 +132,21 @@ class MemoryPublisher:
         self._topics.deliver(envelope)
         return self._sequence
 
+    def offer_snapshot(self, source: SnapshotSource, *, schema: str = "") -> None:
+        """Answer whoever asks for a snapshot with what ``source`` returns, in place of an earlier source."""
+
+        async def take() -> EventEnvelope:
+            sequence = self._sequence
+            return EventEnvelope(self._topic, self._id, sequence, await source(), schema, self._clock.time())
+
+        if self._id in self._siblings:
+            self._topics.offers.setdefault(self._topic, {})[self._id] = take
+
     async def close(self) -> None:
         """Leave the topic; the ring goes with it. Idempotent."""
         self._siblings.pop(self._id, None)
         self._topics.rings.pop(self._id, None)
+        self._topics.offers.get(self._topic, {}).pop(self._id, None)
 
 
 class MemorySubscription:
@@ -180,6 +191,23 @@ class MemorySubscription:
             raise UnavailableError(f"publisher {publisher:x} is gone", reason="transport.cannot_connect")
         return [event for event in ring if first <= event.sequence and (last is None or event.sequence <= last)]
 
+    async def snapshots(
+        self, *publishers: PublisherId, timeout_s: float = DEFAULT_SNAPSHOT_TIMEOUT_S
+    ) -> list[EventEnvelope]:
+        """Return the state of publishers, all of the topic if none is named, that offer it in time."""
+        offers = self._topics.offers.get(self._topic, {})
+        wanted = publishers or tuple(offers)
+        asked = [asyncio.ensure_future(offers[each]()) for each in wanted if each in offers]
+        limit = asyncio.ensure_future(self._topics.clock.sleep(timeout_s))
+        try:
+            if asked:
+                answered = asyncio.gather(*asked, return_exceptions=True)
+                await asyncio.wait((answered, limit), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*asked, limit):
+                task.cancel()
+        return [task.result() for task in asked if task.done() and not task.cancelled() and not task.exception()]
+
     async def close(self) -> None:
         """Leave the topic; iteration ends. Idempotent."""
         self._closed = True
@@ -206,7 +234,9 @@ class MemorySubscription:
 class _Topics:
     """What all clients share."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.offers: dict[str, dict[PublisherId, Callable[[], Coroutine[object, object, EventEnvelope]]]] = {}
         self.rings: dict[PublisherId, deque[EventEnvelope]] = {}
         self.subscriptions: dict[str, dict[MemorySubscription, None]] = {}
         self.to_lose: dict[str, int] = {}

@@ -11,6 +11,7 @@ from dynamo_core.testing._engine import EngineConformance
 from dynamo_core.testing._engine_guided import GuidedEngineConformance
 from dynamo_core.testing._engine_lifecycle import EngineLifecycleConformance
 from dynamo_core.testing._event_bus import EventBusConformance
+from dynamo_core.testing._event_bus_snapshots import SnapshotBusConformance
 from dynamo_core.testing._kv import BlockStoreConformance, DeviceBlocks, KvConnectorConformance
 from dynamo_core.testing._parsing import OutputParserConformance
 from dynamo_core.testing._plane_suite import RecordingReceiver
@@ -39,5 +40,6 @@ __all__ = [
     "RequestPlaneConformance",
     "RouterConformance",
     "ScalingTargetConformance",
+    "SnapshotBusConformance",
     "TensorEchoEngine",
 ]

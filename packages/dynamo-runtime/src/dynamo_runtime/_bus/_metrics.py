@@ -13,10 +13,20 @@ if TYPE_CHECKING:
 LOST = "dynamo_runtime_bus_lost_events_total"
 MALFORMED = "dynamo_runtime_bus_malformed_messages_total"
 REPLAYED = "dynamo_runtime_bus_replayed_events_total"
+SNAPSHOTS = "dynamo_runtime_bus_snapshots_total"
+ABSENT_SNAPSHOTS = "dynamo_runtime_bus_absent_snapshots_total"
 BUFFERED = "dynamo_runtime_bus_buffered_events"
 RING = "dynamo_runtime_bus_ring_events"
 
 BROKERED = "dynamo_runtime_broker_packets_total"
+
+_COUNTED = {
+    LOST: "Events that a subscriber missed, by gaps and by its own full buffer",
+    MALFORMED: "Messages that could not be read",
+    REPLAYED: "Events fetched from a publisher's ring",
+    SNAPSHOTS: "States fetched from publishers",
+    ABSENT_SNAPSHOTS: "Publishers that were asked for their state and did not give it",
+}
 
 
 class BrokerMetrics:
@@ -45,17 +55,13 @@ class BusMetrics:
     """
 
     def __init__(self, metrics: Metrics | None, buffered: Callable[[], int], ring: Callable[[], int]) -> None:
-        self.counts: dict[str, int] = {LOST: 0, MALFORMED: 0, REPLAYED: 0}
+        self.counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._counters: dict[str, Counter] = {}
         if metrics is None:
             return
         metrics.gauge(BUFFERED, "Events that wait for a subscriber").set_function(buffered)
         metrics.gauge(RING, "Events held for replay").set_function(ring)
-        for name, documentation in (
-            (LOST, "Events that a subscriber missed, by gaps and by its own full buffer"),
-            (MALFORMED, "Messages that could not be read"),
-            (REPLAYED, "Events fetched from a publisher's ring"),
-        ):
+        for name, documentation in _COUNTED.items():
             self._counters[name] = metrics.counter(name, documentation)
 
     def add(self, name: str, amount: int = 1) -> None:

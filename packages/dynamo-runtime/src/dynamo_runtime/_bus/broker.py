@@ -8,8 +8,9 @@ import zmq
 
 from dynamo_core.errors import ConfigurationError
 from dynamo_runtime._bus._metrics import BrokerMetrics
+from dynamo_runtime._bus.options import DEFAULT_MAX_EVENT_BYTES
 from dynamo_runtime._bus.sockets import SocketReader, send
-from dynamo_runtime._bus.wire import HIGH_WATER_PACKETS
+from dynamo_runtime._bus.wire import HIGH_WATER_PACKETS, MAX_QUESTION_BYTES, PACKET_BYTES
 from dynamo_runtime._plane.address import TcpAddress
 
 _BIND_ATTEMPTS = 32
@@ -23,9 +24,11 @@ class ZmqBroker:
 
     Args:
         metrics: Counts.
+        max_event_bytes: Largest payload of an event; a publisher that sends more is disconnected.
     """
 
-    def __init__(self, metrics: BrokerMetrics | None = None) -> None:
+    def __init__(self, metrics: BrokerMetrics | None = None, *, max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES) -> None:
+        self._max_packet_bytes = max_event_bytes + PACKET_BYTES
         self._metrics = metrics or BrokerMetrics(None)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._publishers: SocketReader | None = None
@@ -81,6 +84,8 @@ class ZmqBroker:
             socket.setsockopt(zmq.SNDHWM, HIGH_WATER_PACKETS)
             socket.setsockopt(zmq.RCVHWM, HIGH_WATER_PACKETS)
             socket.setsockopt(zmq.IPV6, int(":" in host))
+        publishers.setsockopt(zmq.MAXMSGSIZE, self._max_packet_bytes)
+        subscribers.setsockopt(zmq.MAXMSGSIZE, MAX_QUESTION_BYTES)
         # Every subscription is passed on, also a second one to the same topic: each wants to know where it stands.
         subscribers.setsockopt(zmq.XPUB_VERBOSE, 1)
         place = f"[{host}]" if ":" in host else host

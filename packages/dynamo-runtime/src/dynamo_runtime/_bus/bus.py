@@ -20,7 +20,8 @@ from dynamo_runtime._bus._metrics import BusMetrics
 from dynamo_runtime._bus.broker import broker_addresses
 from dynamo_runtime._bus.links import BusState
 from dynamo_runtime._bus.options import BusOptions, bus_options
-from dynamo_runtime._bus.publisher import PublisherHub, RingPublisher
+from dynamo_runtime._bus.outbox import RingPublisher
+from dynamo_runtime._bus.publisher import PublisherHub
 from dynamo_runtime._bus.subscription import ZmqSubscription
 from dynamo_runtime._plane.address import TcpAddress
 
@@ -64,7 +65,7 @@ class ZmqEventBus:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Lost, malformed and replayed events so far, by metric name."""
+        """Lost, malformed and replayed events and states so far, by metric name."""
         return self._state.metrics.counts
 
     async def start(self) -> None:
@@ -100,14 +101,14 @@ class ZmqEventBus:
             hub = self._hub = self._hub or self._bind()
             if self._lease is None or not self._lease.valid:
                 self._lease = await self._state.discovery.lease()
-        publisher = RingPublisher(hub, str(topic), new_publisher_id(), self._leave)
-        hub.add(publisher)
+        publisher = RingPublisher(hub.outbox, str(topic), new_publisher_id(), self._leave)
+        hub.outbox.add(publisher)
         self._publishers[publisher.id] = publisher
         channel = EventChannel(publisher.topic, publisher.id, hub.address, hub.replay_address)
         try:
             await self._state.discovery.put(channel.key, EVENT_CHANNEL.encode(channel), lease=self._lease)
         except BaseException:
-            hub.remove(publisher)
+            hub.outbox.remove(publisher)
             del self._publishers[publisher.id]
             raise
         return publisher
@@ -126,11 +127,10 @@ class ZmqEventBus:
 
     def _bind(self) -> PublisherHub:
         try:
-            hub = PublisherHub(self._context, self._listen_on, self._state.clock, self._state.options)
+            state = self._state
+            return PublisherHub(self._context, self._listen_on, state.clock, state.options, state.metrics)
         except zmq.ZMQError as error:
             raise ConfigurationError(f"the event bus cannot bind {self._listen_on}: {error}") from error
-        hub.count_into(self._state.metrics)
-        return hub
 
     async def _leave(self, publisher: RingPublisher) -> None:
         self._publishers.pop(publisher.id, None)
@@ -143,7 +143,7 @@ class ZmqEventBus:
         return sum(subscription.buffered for subscription in self._state.subscriptions)
 
     def _count_ring(self) -> int:
-        return self._hub.ring_events if self._hub is not None else 0
+        return self._hub.outbox.ring_events if self._hub is not None else 0
 
     def _require_open(self) -> None:
         if self._closed:

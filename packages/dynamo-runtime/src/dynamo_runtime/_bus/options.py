@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics
 
 
+DEFAULT_MAX_EVENT_BYTES = 32 << 20
+
+
 class BusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits and times of one bus.
 
@@ -24,10 +27,11 @@ class BusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ring_events: Events that each publisher keeps for replay.
         ring_bytes: Payload bytes that each publisher keeps for replay.
         buffer_events: Events that a subscription may fall behind before it loses the oldest.
-        max_event_bytes: Largest payload of an event.
+        max_event_bytes: Largest payload of an event; the same on both sides.
+        max_snapshot_bytes: Largest state that a publisher gives to those who ask for it; the same on both sides.
         heartbeat_interval_s: Silence after which a publisher repeats its last sequence; doubles up to 64 times.
         join_timeout_s: Limit of waiting for the publishers that are there when subscribing.
-        replay_timeout_s: Limit of a replay.
+        replay_timeout_s: Limit of a replay, and of taking a state.
     """
 
     broker: str = ""
@@ -35,7 +39,8 @@ class BusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ring_events: int = 16384
     ring_bytes: int = 64 << 20
     buffer_events: int = 65536
-    max_event_bytes: int = 32 << 20
+    max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES
+    max_snapshot_bytes: int = 16 << 20
     heartbeat_interval_s: float = 1.0
     join_timeout_s: float = 2.0
     replay_timeout_s: float = 5.0

@@ -26,6 +26,10 @@ class SequenceTracker:
         """Return the newest sequence seen of a publisher, None for one never heard of."""
         return self._last.get(publisher_id)
 
+    def known(self) -> list[int]:
+        """Return the publishers heard of."""
+        return list(self._last)
+
     def begin(self, publisher_id: int, last: int) -> None:
         """Expect a publisher to go on after ``last``, unless it is known already."""
         if publisher_id not in self._last:

@@ -35,6 +35,11 @@ class SocketReader:
         self._loop.add_reader(self._descriptor, self.drain)
         self.poke()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
+
     def poke(self) -> None:
         """Look for messages in the next turn of the loop."""
         if not self._poked and not self._closed:

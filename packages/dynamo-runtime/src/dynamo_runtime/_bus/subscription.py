@@ -21,15 +21,17 @@ from dynamo_core.discovery import (
 from dynamo_core.errors import BackendProtocolError, DynamoError, UnavailableError
 from dynamo_core.events import EventEnvelope, SequenceGap
 from dynamo_core.ids import PublisherId
-from dynamo_core.planes import Subscription
+from dynamo_core.planes import DEFAULT_SNAPSHOT_TIMEOUT_S, SnapshotSubscription
 from dynamo_core.wire import EVENT_CHANNEL
 from dynamo_runtime._bus._metrics import MALFORMED, REPLAYED
 from dynamo_runtime._bus.buffer import EventBuffer
 from dynamo_runtime._bus.links import BusState, Links
-from dynamo_runtime._bus.replay import fetch
+from dynamo_runtime._bus.replay import fetch, state_of
+from dynamo_runtime._bus.snapshot import gather
 from dynamo_runtime._bus.sockets import SocketReader
 from dynamo_runtime._bus.wire import (
     HIGH_WATER_PACKETS,
+    PACKET_BYTES,
     ZMTP_HEARTBEAT_MS,
     ZMTP_TIMEOUT_MS,
     Packet,
@@ -65,6 +67,7 @@ class ZmqSubscription:
         self._closed = False
         socket = state.context.socket(zmq.SUB)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_PACKETS)
+        socket.setsockopt(zmq.MAXMSGSIZE, state.options.max_event_bytes + PACKET_BYTES)
         socket.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, ZMTP_TIMEOUT_MS)
         socket.setsockopt(zmq.IPV6, 1)
@@ -97,14 +100,21 @@ class ZmqSubscription:
         Raises:
             UnavailableError: if the publisher cannot be reached.
         """
-        channel = next((known for known in self._channels.values() if known.publisher_id == publisher), None)
-        if channel is None or self._closed:
-            raise UnavailableError(f"publisher {publisher:x} is gone", reason="transport.cannot_connect")
-        query = ReplayQuery(publisher, first, last)
-        state = self._state
-        events = await fetch(state.context, channel.replay_address, query, state.clock, state.options.replay_timeout_s)
-        state.metrics.add(REPLAYED, len(events))
+        events = await self._ask(ReplayQuery(publisher, first, last), self._state.options.replay_timeout_s)
+        self._state.metrics.add(REPLAYED, len(events))
         return events
+
+    async def snapshots(
+        self, *publishers: PublisherId, timeout_s: float = DEFAULT_SNAPSHOT_TIMEOUT_S
+    ) -> list[EventEnvelope]:
+        """Ask publishers, all of the topic if none is named, and return the state of each that answers in time."""
+        return await gather(
+            publishers or [PublisherId(channel.publisher_id) for channel in self._channels.values()],
+            lambda publisher, left_s: self._ask(state_of(publisher), left_s),
+            clock=self._state.clock,
+            timeout_s=timeout_s,
+            metrics=self._state.metrics,
+        )
 
     async def close(self) -> None:
         """Leave the topic; iteration ends. Idempotent."""
@@ -119,6 +129,20 @@ class ZmqSubscription:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._links.close()
         self._reader.close()
+
+    async def _ask(self, query: ReplayQuery, timeout_s: float) -> list[EventEnvelope]:
+        publisher, state = query.publisher_id, self._state
+        channel = next((known for known in self._channels.values() if known.publisher_id == publisher), None)
+        if channel is None or self._closed:
+            raise UnavailableError(f"publisher {publisher:x} is gone", reason="transport.cannot_connect")
+        return await fetch(
+            state.context,
+            channel.replay_address,
+            query,
+            clock=state.clock,
+            options=state.options,
+            timeout_s=timeout_s,
+        )
 
     # Publishers come and go.
 
@@ -172,7 +196,9 @@ class ZmqSubscription:
         publisher_id = packet.publisher_id
         held = self._held.get(publisher_id)
         if held is not None:
-            held.append(packet)
+            # What finds no room shows as a gap afterwards.
+            if len(held) < HIGH_WATER_PACKETS:
+                held.append(packet)
         elif self._buffer.tracker.last(publisher_id) == 0 and self._buffer.tracker.missing_before(packet):
             self._held[publisher_id] = [packet]
             self._spawn(self._catch_up(packet))
@@ -204,4 +230,4 @@ class ZmqSubscription:
 
 
 if TYPE_CHECKING:
-    _SUBSCRIPTION: type[Subscription] = ZmqSubscription
+    _SUBSCRIPTION: type[SnapshotSubscription] = ZmqSubscription

@@ -12,10 +12,16 @@ from dynamo_core.events import EventEnvelope
 PACKET_BYTES = 64 << 10
 """A packet takes events up to this size; together with the high-water mark it bounds what a slow peer can pile up."""
 
+MAX_QUESTION_BYTES = 64 << 10
+"""Largest message that publishers take: a subscription or a question. Who sends more is disconnected."""
+
 HIGH_WATER_PACKETS = 1000
 ZMTP_HEARTBEAT_MS = 10_000
 ZMTP_TIMEOUT_MS = 30_000
 """Silence after which a peer is asked for a sign of life, and after which it counts as lost."""
+
+_ENVELOPE_BYTES = 40
+"""What an event takes beside its texts and its payload."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding bytes of any kind may raise."""
@@ -36,15 +42,22 @@ class Packet(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ReplayQuery(msgspec.Struct, frozen=True, array_like=True):
-    """Asks for events ``first..last`` of a publisher; None: the newest."""
+    """Asks a publisher for events ``first..last`` (None: the newest), or with ``snapshot`` for its state.
+
+    A publisher that knows no snapshots answers with the events, so whoever asks for a state asks for none.
+    """
 
     publisher_id: int
-    first: int
-    last: int | None = None
+    first: int = 1
+    last: int | None = 0
+    snapshot: bool = False
 
 
 class ReplayPart(msgspec.Struct, frozen=True, array_like=True):
-    """Part of an answer; ``done`` marks the last, ``known`` says whether the publisher is there at all."""
+    """Part of an answer; ``done`` marks the last, ``known`` says whether the publisher is there at all.
+
+    A state comes as pieces in envelopes of one sequence.
+    """
 
     events: list[EventEnvelope]
     done: bool
@@ -92,14 +105,15 @@ def topic_frame(topic: str) -> bytes:
 
 
 def portions(events: Iterable[EventEnvelope]) -> Iterator[list[EventEnvelope]]:
-    """Cut events into lists of about ``PACKET_BYTES``, at least one event each."""
+    """Cut events into lists that take about ``PACKET_BYTES`` each, at least one event each."""
     part: list[EventEnvelope] = []
     size = 0
     for event in events:
-        if part and size + len(event.payload) > PACKET_BYTES:
+        event_bytes = len(event.payload) + len(event.topic) + len(event.schema) + _ENVELOPE_BYTES
+        if part and size + event_bytes > PACKET_BYTES:
             yield part
             part, size = [], 0
         part.append(event)
-        size += len(event.payload)
+        size += event_bytes
     if part:
         yield part

@@ -44,7 +44,7 @@ class DiscoveryMetrics:
         for name, documentation in (
             (LEASES_EXPIRED, "Dead leases of other processes that this one ended"),
             (LEASES_RESTORED, "Own leases that had been ended by others and were made again"),
-            (GARBLED, "Files that could not be read as records"),
+            (GARBLED, "Files, keys and objects that could not be read as records"),
             (FAILURES, "Calls that could not reach the backend"),
             (RESYNCS, "Watches whose view was rebuilt by diff"),
         ):
@@ -58,9 +58,9 @@ class DiscoveryMetrics:
         """Count an own lease that was made again."""
         self._add(LEASES_RESTORED)
 
-    def garbled(self, files: int) -> None:
-        """Count files that cannot be read."""
-        self._add(GARBLED, files)
+    def garbled(self, count: int) -> None:
+        """Count what cannot be read as a record."""
+        self._add(GARBLED, count)
 
     def failed(self) -> None:
         """Count a call that did not reach the backend."""

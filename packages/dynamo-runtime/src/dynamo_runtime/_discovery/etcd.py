@@ -125,7 +125,7 @@ class EtcdDiscovery:
     async def list(self, prefix: str) -> list[Record]:
         """Return the records under a prefix, in key order."""
         self._require_open()
-        records, _ = await self._connection.reaching(listing(self._client, prefix))
+        records, _ = await self._connection.reaching(listing(self._client, prefix, self._connection.metrics))
         return list(records.values())
 
     def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:

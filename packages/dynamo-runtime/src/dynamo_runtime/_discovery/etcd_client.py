@@ -222,7 +222,12 @@ def record(kv: Mapping[str, str]) -> Record:
         key = base64.b64decode(kv["key"]).decode()
         return Record(key, base64.b64decode(kv.get("value", "")), int(kv["mod_revision"]))
     except (KeyError, ValueError) as error:
-        raise BackendProtocolError(f"etcd sent no key-value pair: {error}") from error
+        raise BackendProtocolError(f"etcd holds a key that is no record's: {error}; delete it") from error
+
+
+def next_key(kv: Mapping[str, str]) -> str:
+    """Return the first key that may follow a pair's, in the form that JSON takes."""
+    return text(base64.b64decode(kv["key"]) + b"\0")
 
 
 def revision(answer: Mapping[str, Any]) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import secrets
 import stat
@@ -28,14 +29,22 @@ from pathlib import Path
 import msgspec
 
 from dynamo_core.discovery import Record, quote_segment
-from dynamo_core.errors import ConflictError, InvalidRequestError
+from dynamo_core.errors import ConflictError, InvalidRequestError, PayloadTooLargeError
 from dynamo_runtime._discovery.owner import Owner
 
 MAX_FILE_NAME_BYTES = 255
+MAX_RECORD_BYTES = 16 << 20
+"""Largest file of a record; of a larger one no more is read."""
+
 FORMAT = "dynamo-file-discovery-1"
 _LOST_COUNTER_LEAP = 1_000_000
 _COUNTER_DIGITS = 20
+_MAX_REVISION = 1 << 62
+"""Beyond it nobody has counted: a file that says more is damaged, and a modification time could not hold it."""
+
 _SCAN_ATTEMPTS = 3
+_HEAD_BYTES = 128
+"""What a record's file holds beside key and value, at most."""
 
 
 class StoreBusyError(Exception):
@@ -210,6 +219,9 @@ class FileStore:
         name = file_name(key)
         if lease_id and not self._lease_path(lease_id).exists():
             raise ConflictError(f"lease {lease_id:x} has ended; create a new one", reason="discovery.lease_ended")
+        content_bytes = len(value) + len(key.encode()) + _HEAD_BYTES
+        if content_bytes > MAX_RECORD_BYTES:
+            raise PayloadTooLargeError(f"record of {content_bytes} bytes exceeds the limit of {MAX_RECORD_BYTES}")
         revision = self._next_revision()
         stored = StoredRecord(FORMAT, key, revision, lease_id, value, _checksum(key, value))
         temporary = self._tmp / secrets.token_hex(8)
@@ -229,11 +241,11 @@ class FileStore:
 
     def _read(self, name: str) -> StoredRecord | None:
         try:
-            stored = _decode_record((self.root / name).read_bytes())
+            stored = _decode_record(_content(self.root / name))
         except (FileNotFoundError, *UNREADABLE):
             return None
         whole = stored.format == FORMAT and stored.checksum == _checksum(stored.key, stored.value)
-        return stored if whole and file_name(stored.key) == name else None
+        return stored if whole and quote_segment(stored.key) == name and stored.revision <= _MAX_REVISION else None
 
     # Leases.
 
@@ -272,7 +284,7 @@ class FileStore:
         seen: list[LeaseSeen] = []
         for path in self._leases.iterdir():
             heartbeat = _heartbeat(path)
-            if heartbeat is not None:
+            if heartbeat is not None and path.is_file():
                 with contextlib.suppress(ValueError):
                     seen.append(LeaseSeen(int(path.name, 16), heartbeat, _read_lease(path)))
         return seen
@@ -302,9 +314,10 @@ class FileStore:
 
     def _revision(self) -> int:
         try:
-            return int((self._state / "revision").read_bytes())
+            revision = int((self._state / "revision").read_bytes()[:_COUNTER_DIGITS])
         except (FileNotFoundError, ValueError):
             return -1
+        return revision if revision <= _MAX_REVISION else -1
 
     def _next_revision(self) -> int:
         newest = self._revision()
@@ -355,6 +368,13 @@ def _heartbeat(path: Path) -> tuple[int, int] | None:
 
 def _read_lease(path: Path) -> LeaseFile | None:
     try:
-        return _decode_lease(path.read_bytes())
+        lease = _decode_lease(_content(path))
     except (FileNotFoundError, *UNREADABLE):
         return None
+    return lease if 0 < lease.ttl_s < math.inf else None
+
+
+def _content(path: Path) -> bytes:
+    """Return what a file holds, cut off behind what a record may take."""
+    with path.open("rb") as file:
+        return file.read(MAX_RECORD_BYTES)

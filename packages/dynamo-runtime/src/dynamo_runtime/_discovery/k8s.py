@@ -23,7 +23,7 @@ from dynamo_runtime._discovery.connection import StoreConnection
 from dynamo_runtime._discovery.http import CLOSE_TIMEOUT_S
 from dynamo_runtime._discovery.k8s_client import CONFIG_MAPS, K8sClient, K8sError, as_discovery_error
 from dynamo_runtime._discovery.k8s_leases import K8sLeases, LeaseReaper
-from dynamo_runtime._discovery.k8s_objects import Owner, record_name, record_object, seen, version
+from dynamo_runtime._discovery.k8s_objects import Owner, record_name, record_object, version
 from dynamo_runtime._discovery.k8s_options import K8sTarget, k8s_target
 from dynamo_runtime._discovery.k8s_watches import K8sWatches, PodReadiness
 from dynamo_runtime._discovery.lease import OwnLease
@@ -143,9 +143,10 @@ class K8sDiscovery:
         return revision
 
     async def get(self, key: str) -> Record | None:
-        """Return a key's record, or None."""
+        """Return a key's record, or None; one that cannot be read counts as absent."""
         found = await self._reaching(self._client.get(CONFIG_MAPS, record_name(self._scope, key)))
-        return seen(found).record if found is not None else None
+        readable = self._watches.readable(found) if found is not None else None
+        return readable.record if readable is not None else None
 
     async def delete(self, key: str) -> bool:
         """Delete a key; return whether it was there."""

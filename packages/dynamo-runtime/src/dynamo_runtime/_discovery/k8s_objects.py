@@ -92,11 +92,10 @@ def seen(found: Mapping[str, Any]) -> Seen:
     try:
         metadata = found["metadata"]
         annotations = metadata["annotations"]
-        value = base64.b64decode(found.get("binaryData", {}).get(_VALUE, ""))
-        return Seen(Record(annotations[KEY], value, version(found)), annotations.get(POD, ""))
-    except (KeyError, TypeError, ValueError) as error:
-        name = found.get("metadata", {}).get("name")
-        raise BackendProtocolError(f"ConfigMap {name} holds no record: {error}; delete it") from error
+        value = base64.b64decode((found.get("binaryData") or {}).get(_VALUE, ""))
+        return Seen(Record(str(annotations[KEY]), value, version(found)), str(annotations.get(POD, "")))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackendProtocolError(f"a ConfigMap of ours holds no record: {error!r}; delete it") from error
 
 
 def version(found: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from dynamo_core.discovery import Record, RecordDeleted, RecordPut
-from dynamo_core.errors import DynamoError, UnavailableError
+from dynamo_core.errors import BackendProtocolError, DynamoError, UnavailableError
 from dynamo_runtime._discovery.connection import StoreConnection
 from dynamo_runtime._discovery.feed import Feed
 from dynamo_runtime._discovery.followers import Followers
@@ -42,7 +42,7 @@ class K8sWatches(Followers):
     async def listing(self, prefix: str) -> tuple[dict[str, Seen], int]:
         """Return what stands under a prefix, pods that are not ready included, and the version."""
         found, present = await self._client.list(CONFIG_MAPS, selector(self._scope, prefix))
-        records = [seen(each) for each in found]
+        records = [each for each in map(self.readable, found) if each is not None]
         return {each.record.key: each for each in records if each.record.key.startswith(prefix)}, present
 
     def visible(self, view: Mapping[str, Seen]) -> dict[str, Record]:
@@ -79,10 +79,10 @@ class K8sWatches(Followers):
             feed.apply([*gone, *come], feed.revision)
 
     def _take(self, feed: Feed, view: dict[str, Seen], event: Mapping[str, Any]) -> None:
-        found = seen(event["object"])
-        record = found.record
-        if not record.key.startswith(feed.prefix):
+        found = self.readable(event["object"])
+        if found is None or not found.record.key.startswith(feed.prefix):
             return
+        record = found.record
         if event["type"] == "DELETED":
             view.pop(record.key, None)
             change: RecordPut | RecordDeleted = RecordDeleted(record.key, record.revision)
@@ -91,6 +91,16 @@ class K8sWatches(Followers):
             change = RecordPut(record.key, record.value, record.revision)
         if self._ready(found.pod) or record.key in feed.records:
             feed.apply([change], record.revision)
+
+    def readable(self, found: Mapping[str, Any]) -> Seen | None:
+        """Return the record of an object; what others have labelled as ours is left out and counted."""
+        try:
+            return seen(found)
+        except BackendProtocolError as error:
+            self._connection.metrics.garbled(1)
+            name = str((found.get("metadata") or {}).get("name", ""))
+            logger.warning("discovery.garbled_record", object=name, error=error.message)
+            return None
 
 
 class PodReadiness:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
 from dynamo_core.errors import ConfigurationError
+from dynamo_runtime._tls import is_pem
 
 _FILES = {
     "tls_ca": "certificate-authority",
@@ -23,7 +22,7 @@ _FILES = {
 def read_kubeconfig(path: Path, context: str = "") -> tuple[str, str, dict[str, str]]:
     """Return server, namespace and credentials of a context.
 
-    Certificates that stand in the file itself are written to private files, which TLS libraries want.
+    Certificates that stand in the file itself are returned as PEM text.
 
     Raises:
         ConfigurationError: naming what is missing or unusable.
@@ -63,7 +62,7 @@ def _credentials(path: Path, entry: dict[str, Any]) -> dict[str, str]:
         "tls_server_name": str(entry.get("tls-server-name", "")),
     }
     for option, name in _FILES.items():
-        given[option] = _beside(path, entry.get(name)) or _written(path, name, entry.get(f"{name}-data"))
+        given[option] = _beside(path, entry.get(name)) or _pem(path, name, entry.get(f"{name}-data"))
     return {option: value for option, value in given.items() if value}
 
 
@@ -72,14 +71,13 @@ def _beside(path: Path, name: object) -> str:
     return str(path.parent / str(name)) if name else ""
 
 
-def _written(path: Path, name: str, data: object) -> str:
+def _pem(path: Path, name: str, data: object) -> str:
     if not data:
         return ""
     try:
-        content = base64.b64decode(str(data), validate=True)
-    except binascii.Error as error:
+        text = base64.b64decode(str(data), validate=True).decode("ascii")
+    except (binascii.Error, UnicodeDecodeError) as error:
         raise ConfigurationError(f"kubeconfig {path}: {name}-data is no base64: {error}", param="kubeconfig") from error
-    descriptor, place = tempfile.mkstemp(prefix="dynamo-", suffix=".pem")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    return place
+    if not is_pem(text):
+        raise ConfigurationError(f"kubeconfig {path}: {name}-data holds no PEM", param="kubeconfig")
+    return text

@@ -19,7 +19,7 @@ CALLS_OPEN = "dynamo_runtime_plane_open_calls"
 CONNECTS = "dynamo_runtime_plane_connects_total"
 FAULTS = "dynamo_runtime_plane_faults_total"
 
-FAULT_KINDS = ("malformed", "keepalive", "overrun", "refused", "overloaded", "too_large")
+FAULT_KINDS = ("malformed", "keepalive", "disconnected", "overrun", "refused", "overloaded", "too_large")
 
 
 class PlaneMetrics:

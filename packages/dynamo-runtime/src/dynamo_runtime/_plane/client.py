@@ -224,6 +224,8 @@ class ClientConnection(Connection):
         """End all calls."""
         self.frames_done()
         calls, self._calls = self._calls, {}
+        if calls and error.reason == "transport.disconnected":
+            self.state.metrics.fault("disconnected")
         for call in calls.values():
             call.end(error)
 

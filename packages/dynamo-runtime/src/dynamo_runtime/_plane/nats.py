@@ -167,7 +167,8 @@ class NatsRequestPlane(StreamPlane):
 
     async def _on_caller(self, message: Msg) -> None:
         with contextlib.suppress(UnicodeDecodeError, ValueError, UnavailableError):
-            number = int(message.data.decode("ascii"), 16)
+            # A longer number would make a subject that ends this process's own connection to NATS.
+            number = int(message.data[: _ID_BYTES * 2].decode("ascii"), 16)
             connection = ServerConnection(self.state, self.table)
             await self._attach(connection, _subject("s", number), _subject("c", number))
             self._link.publish(message.reply, b"")
@@ -181,7 +182,8 @@ class NatsRequestPlane(StreamPlane):
         number = secrets.randbits(96)
         connection = ClientConnection(self.state)
         transport = await self._attach(connection, _subject("c", number), _subject("s", number), greet=False)
-        timeout_s = self.state.options.connect_timeout_s
+        # Longer than the pool's own limit, which tells silence from a refusal.
+        timeout_s = self.state.options.connect_timeout_s * 2
         try:
             await self._link.request(f"{SUBJECTS}{parts.path.replace('/', '.')}", f"{number:x}".encode(), timeout_s)
             connection.connection_made(transport)

@@ -15,6 +15,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
 from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError, UnavailableError
@@ -114,6 +115,25 @@ def nats_target(url: str, options: Mapping[str, object]) -> tuple[NatsTarget, di
     return NatsTarget(servers, parsed), fields, metrics
 
 
+class _AbortableTransport(TcpTransport):
+    def abort(self) -> None:
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
+
+
+class AbortableClient(Client):
+    """A client whose connection can be dropped with what cannot be sent; its own ``close`` waits for that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._abortable = _AbortableTransport()
+        self._transport = self._abortable
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._abortable.abort()
+
+
 class NatsLink:
     """A connection that comes back by itself.
 
@@ -131,7 +151,7 @@ class NatsLink:
         self._clock = clock
         self._on_lost = on_lost
         self._on_back = on_back
-        self._client = Client()
+        self._client = AbortableClient()
         self._out: deque[tuple[str, bytes, str]] = deque()
         self._out_bytes = 0
         self._due = asyncio.Event()
@@ -198,14 +218,8 @@ class NatsLink:
             await wait_within(self._clock, CLOSE_TIMEOUT_S, self._empty.wait())
         await cancelled_within(self._clock, CLOSE_TIMEOUT_S, [pump])
         if not await wait_within(self._clock, CLOSE_TIMEOUT_S, self._disconnect()):
-            self._abort()
+            self._client.abort()
             logger.warning("nats.connection_aborted", server=self.place)
-
-    def _abort(self) -> None:
-        # The client has no way of its own to drop what it cannot send.
-        writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
 
     async def _disconnect(self) -> None:
         with contextlib.suppress(nats.errors.Error):

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
+import resource
 import secrets
 import shutil
 import signal
@@ -16,14 +19,16 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
 import pytest_asyncio
 import trustme
 import uvloop
+from hypothesis import strategies as st
 
 from dynamo_core.clock import SystemClock
 from dynamo_core.ids import EndpointId
@@ -163,6 +168,56 @@ async def _send_and_read(address: str, data: bytes) -> bytes:
         return b""
     finally:
         writer.close()
+
+
+Hostile = Callable[[list[bytes]], list[bytes]]
+
+
+@pytest.fixture
+def hostile() -> Hostile:
+    """Make what an enemy might send: any bytes, and well-formed messages cut, damaged, doubled or mixed."""
+    number = secrets.randbelow(1 << 32)
+    print(f"seed {number}")
+    return functools.partial(_hostile, number)
+
+
+def _hostile(number: int, well_formed: list[bytes], count: int = 80) -> list[bytes]:
+    found: list[bytes] = []
+
+    @hypothesis.seed(number)
+    @hypothesis.settings(max_examples=count, deadline=None, database=None, phases=[hypothesis.Phase.generate])
+    @hypothesis.given(st.data())
+    def collect(data: st.DataObject) -> None:
+        found.append(data.draw(st.binary(max_size=400) | _damaged(well_formed)))
+
+    collect()
+    return found
+
+
+@st.composite
+def _damaged(draw: st.DrawFn, well_formed: list[bytes]) -> bytes:
+    body = bytearray(b"".join(draw(st.lists(st.sampled_from(well_formed), min_size=1, max_size=3))))
+    for _ in range(draw(st.integers(0, 4))):
+        body[draw(st.integers(0, len(body) - 1))] = draw(st.integers(0, 255))
+    return bytes(body[: draw(st.just(len(body)) | st.integers(0, len(body)))])
+
+
+@pytest.fixture
+def flat_memory() -> Callable[[], AbstractContextManager[None]]:
+    """Hold that what runs within grows this process by no more than 48 MiB."""
+    return _flat_memory
+
+
+@contextmanager
+def _flat_memory() -> Iterator[None]:
+    before = _resident_bytes()
+    yield
+    assert _resident_bytes() - before < 48 << 20
+
+
+def _resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class Proxy:

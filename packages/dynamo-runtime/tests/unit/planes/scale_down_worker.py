@@ -55,6 +55,7 @@ async def ready() -> None:
 
 
 if __name__ == "__main__":
+    folder, url, loop = sys.argv[1:]
     hosted = [HostedComponent("worker", Plugin())]
-    planes = {"request_plane": "tcp://127.0.0.1:0", "event_bus": "mem://", "log_level": "error"}
-    sys.exit(run_components(hosted, RuntimeSettings(discovery=f"file://{sys.argv[1]}", **planes), on_ready=ready))
+    planes = {"discovery": f"file://{folder}", "request_plane": url, "event_bus": "mem://", "log_level": "error"}
+    sys.exit(run_components(hosted, RuntimeSettings(**planes, uvloop=loop == "uvloop"), on_ready=ready))

@@ -13,7 +13,7 @@ from dynamo_core import plugins
 from dynamo_core.clock import SystemClock
 from dynamo_core.memory import MemoryDiscovery
 from dynamo_core.planes import EventBus
-from dynamo_core.testing import EventBusConformance
+from dynamo_core.testing import SnapshotBusConformance
 from dynamo_runtime._bus.broker import ZmqBroker
 from dynamo_runtime._discovery.file import FileDiscovery
 
@@ -65,13 +65,13 @@ class NatsSuite:
         return factory(f"nats://{self._host_port}", discovery=MemoryDiscovery(), clock=SystemClock(), options=options)
 
 
-class TestZmq(ZmqSuite, EventBusConformance):
+class TestZmq(ZmqSuite, SnapshotBusConformance):
     pass
 
 
-class TestBroker(BrokerSuite, EventBusConformance):
+class TestBroker(BrokerSuite, SnapshotBusConformance):
     pass
 
 
-class TestNats(NatsSuite, EventBusConformance):
+class TestNats(NatsSuite, SnapshotBusConformance):
     pass

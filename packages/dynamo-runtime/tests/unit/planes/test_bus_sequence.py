@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_core.events import EventEnvelope, SequenceGap
-from dynamo_runtime._bus.publisher import EventRing
+from dynamo_runtime._bus.ring import EventRing
 from dynamo_runtime._bus.sequence import SequenceTracker
 from dynamo_runtime._bus.wire import PACKET_BYTES, Packet, portions
 

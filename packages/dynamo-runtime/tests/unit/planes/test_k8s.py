@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dynamo_core.telemetry import Metrics
 from dynamo_core.testing import DiscoveryConformance
 from dynamo_runtime._discovery.k8s import K8sDiscovery
 from dynamo_runtime._discovery.k8s_options import k8s_target
+from dynamo_runtime._tls import TlsFiles
 
 _spec = importlib.util.spec_from_file_location("k8s_server", Path(__file__).with_name("k8s_server.py"))
 assert _spec is not None and _spec.loader is not None
@@ -317,9 +319,19 @@ def test_certificates_within_a_kubeconfig_are_used(tmp_path: Path, authority: An
         "client-key-data": base64.b64encode(key.read_bytes()).decode(),
     }
     target, _ = k8s_target(f"k8s:///other?kubeconfig={kubeconfig(tmp_path, **data)}", {}, {})
-    assert Path(target.options.tls_cert).read_bytes() == cert.read_bytes()
-    assert Path(target.options.tls_key).stat().st_mode & 0o077 == 0
+    assert target.options.tls_cert == cert.read_text()
     assert target.namespace == "other"
+    before = {path.name for path in Path(tempfile.gettempdir()).glob("dynamo-*.pem")}
+    target.options.files.client_context()
+    assert {path.name for path in Path(tempfile.gettempdir()).glob("dynamo-*.pem")} <= before
+    assert "PRIVATE" not in str(_refused(target.options.files))
+
+
+def _refused(files: TlsFiles) -> ConfigurationError:
+    """Return what is said of a certificate whose key is another's."""
+    with pytest.raises(ConfigurationError) as caught:
+        TlsFiles(files.ca_file, files.key_file, files.key_file).check()
+    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -334,6 +346,7 @@ def test_certificates_within_a_kubeconfig_are_used(tmp_path: Path, authority: An
         ("k8s://?kubeconfig=CONFIG&context=there", {}, "here"),
         ("k8s://?kubeconfig=CONFIG", {"exec": {"command": "login"}}, "token_file"),
         ("k8s://?kubeconfig=CONFIG", {"client-key-data": "%%%"}, "base64"),
+        ("k8s://?kubeconfig=CONFIG", {"client-key-data": "bm8ga2V5"}, "holds no PEM"),
     ],
 )
 def test_wrong_urls_say_what_is_wrong(tmp_path: Path, url: str, user: dict[str, object], named: str) -> None:

@@ -45,6 +45,7 @@ async def test_killed_nats_ends_calls_as_migratable_and_new_ones_go_through_afte
         await asyncio.wait_for(stream.receive(), 10)
     assert caught.value.reason == "transport.disconnected"
     assert caught.value.migratable
+    assert client.faults["disconnected"] == 1
     await until(lambda: served.in_flight == 0)
     with pytest.raises(UnavailableError) as refused:
         await call_unary(client, served.address, ENDPOINT, b"x")
@@ -88,6 +89,7 @@ async def test_message_lost_on_its_way_ends_the_connection(shared_nats: Any) -> 
     with pytest.raises(UnavailableError) as caught:
         await asyncio.wait_for(server_call.receive(), 10)
     assert "lost on its way" in caught.value.diagnostic
+    assert client.faults["disconnected"] == 1
     assert await call_unary(client, served.address, ENDPOINT, b"x") == b"x"
     await client.close()
     await server.close()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 
 from dynamo_core import plugins
@@ -18,9 +19,10 @@ from dynamo_core.ids import EndpointId
 from dynamo_core.planes import CallOptions, RequestContext, ResponseSink
 from dynamo_core.streams import call_unary
 from dynamo_core.telemetry import Metrics
+from dynamo_core.testing import FakeClock
 from dynamo_runtime._endpoints import call_any, never_began
+from dynamo_runtime._plane.nats import SUBJECTS
 from dynamo_runtime._plane.options import PlaneOptions
-from dynamo_runtime._plane.plane import TcpRequestPlane
 
 ENDPOINT = EndpointId("test", "backend", "generate")
 SCHEMES = ("tcp", "unix", "nats")
@@ -201,30 +203,78 @@ def test_only_calls_that_no_handler_has_seen_are_made_elsewhere(reason: str, *, 
     assert never_began(DynamoError("x", reason=reason)) is expected
 
 
-async def test_an_address_that_does_not_answer_is_left_alone_for_a_while(dial: Any) -> None:
-    accepted: list[object] = []
+@asynccontextmanager
+async def mute(scheme: str, folder: Path, nats_url: str) -> AsyncIterator[tuple[str, list[object]]]:
+    """A peer that is there and says nothing; yield its address and who came."""
+    came: list[object] = []
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        accepted.append(writer)
+        came.append(writer)
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async def note(message: object) -> None:
+        came.append(message)
+
+    if scheme == "nats":
+        peer = await nats.connect(nats_url)
+        await peer.subscribe(f"{SUBJECTS}.mute", cb=note)
+        await peer.flush()
+        yield f"{nats_url}/mute", came
+        await peer.close()
+    elif scheme == "unix":
+        async with await asyncio.start_unix_server(say_nothing, folder / "mute.sock"):
+            yield f"unix://{folder}/mute.sock", came
+    else:
+        async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+            yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}", came
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_an_address_that_does_not_answer_is_left_alone_for_a_while(
+    scheme: str, tmp_path: Path, shared_nats: Any
+) -> None:
     metrics = Metrics()
-    options = PlaneOptions(connect_timeout_s=0.05, path_retry_interval_s=60)
-    plane = TcpRequestPlane("tcp://127.0.0.1:0", clock=SystemClock(), options=options, metrics=metrics)
-    details: list[str] = []
-    for _ in range(3):
-        with pytest.raises(UnavailableError) as caught:
-            await call_unary(plane, address, ENDPOINT, b"x")
-        assert caught.value.reason == "transport.cannot_connect"
-        details.append(caught.value.diagnostic)
-    assert len(accepted) == 1
-    assert "tried again" in details[2]
-    assert metrics.registry.get_sample_value("dynamo_runtime_plane_inhibited_addresses") == 1
-    await plane.close()
-    server.close()
+    nats_url = f"nats://{shared_nats.host_port}"
+    url = {"tcp": "tcp://127.0.0.1:0", "unix": f"unix://{tmp_path}", "nats": nats_url}[scheme]
+    options = {"connect_timeout_s": 0.1, "path_retry_interval_s": 60, "metrics": metrics}
+    plane = plugins.load("request_planes", scheme)(url, clock=SystemClock(), options=options)
+    await plane.start()
+    async with mute(scheme, tmp_path, nats_url) as (address, came):
+        details: list[str] = []
+        for _ in range(3):
+            with pytest.raises(UnavailableError) as caught:
+                await call_unary(plane, address, ENDPOINT, b"x")
+            assert caught.value.reason == "transport.cannot_connect"
+            details.append(caught.value.diagnostic)
+        assert len(came) == 1
+        assert "no answer within" in details[0]
+        assert "tried again" in details[2]
+        assert metrics.registry.get_sample_value("dynamo_runtime_plane_inhibited_addresses") == 1
+        await plane.close()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_an_address_that_did_not_answer_is_tried_again_after_its_pause(
+    scheme: str, tmp_path: Path, shared_nats: Any
+) -> None:
+    clock = FakeClock()
+    nats_url = f"nats://{shared_nats.host_port}"
+    url = {"tcp": "tcp://127.0.0.1:0", "unix": f"unix://{tmp_path}", "nats": nats_url}[scheme]
+    factory = plugins.load("request_planes", scheme)
+    client = factory(url, clock=clock, options={"connect_timeout_s": 3, "path_retry_interval_s": 60})
+    await client.start()
+    async with mute(scheme, tmp_path, nats_url) as (address, came):
+        for attempt in range(2):
+            calling = asyncio.create_task(call_unary(client, address, ENDPOINT, b"x"))
+            async with asyncio.timeout(20):
+                while len(came) <= attempt:
+                    await asyncio.sleep(0.005)
+            await clock.advance(3.0)
+            with pytest.raises(UnavailableError, match="cannot be reached"):
+                await calling
+            await clock.advance(60.0)
+    await client.close()
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:

@@ -49,6 +49,7 @@ async def test_killed_server_ends_its_streams_with_a_typed_error(scheme: str, tm
             await asyncio.wait_for(stream.receive(), 10)
         assert caught.value.reason == "transport.disconnected"
         assert caught.value.migratable
+    assert client.faults["disconnected"] == 1
     with pytest.raises(UnavailableError) as refused:
         await call_unary(client, address, ENDPOINT, b"end")
     assert refused.value.reason == "transport.cannot_connect"

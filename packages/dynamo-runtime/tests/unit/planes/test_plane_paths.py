@@ -50,6 +50,7 @@ async def test_lost_path_ends_its_calls_on_both_sides_and_a_new_one_is_found(
         await asyncio.wait_for(stream.receive(), 10)
     assert caught.value.reason == "transport.disconnected"
     assert caught.value.migratable
+    assert client.faults["disconnected"] == 1
     # A half-open connection: the server hears nothing of the loss and finds out by itself.
     await until(lambda: served.in_flight == 0)
     if fault == "cut":

@@ -1,108 +1,83 @@
-"""Drain under load: processes leave at random, and not one request is lost.
+"""Drain under load: processes leave at random, and not one request is lost; nor are more than ran when a path is cut.
 
-Each worker is a process of its own with a host, reached over TCP and found through file discovery.
+The load and its workers are processes of their own, on this machine's loopback device or each in a network of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
+import json
+import os
+import secrets
+import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import pytest_asyncio
-
-from dynamo_core.errors import DynamoError
-from dynamo_runtime import Runtime, RuntimeSettings
 
 REQUESTS = 1000
 SIMULTANEOUS = 32
 WORKERS = 4
 SCALE_DOWNS = 3
-ENDPOINT = "test.backend.generate"
-PROGRAM = Path(__file__).with_name("scale_down_worker.py")
+LOAD = Path(__file__).with_name("scale_down_load.py")
+# Without root, the namespaces are in one of the user's own.
+NAMESPACES = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--map-root-user", "--net")
+
+# The programs choose their own loops.
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
-class Fleet:
-    """Worker processes, which leave one after the other."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.running: list[asyncio.subprocess.Process] = []
-        self.left: list[asyncio.subprocess.Process] = []
-
-    async def add(self) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(PROGRAM), str(self.folder), stdout=asyncio.subprocess.PIPE
-        )
-        self.running.append(process)
-        assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
-
-    def retire(self, process: asyncio.subprocess.Process) -> None:
-        self.running.remove(process)
-        self.left.append(process)
-        process.send_signal(signal.SIGTERM)
-
-    async def ended(self) -> list[int]:
-        return [await asyncio.wait_for(process.wait(), 30) for process in self.left]
-
-    def kill(self) -> None:
-        for process in (*self.running, *self.left):
-            if process.returncode is None:
-                process.kill()
+async def run_load(folder: Path, *options: object, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run the load and return what it says; its processes end with it."""
+    command = [*prefix, sys.executable, str(LOAD), str(folder), *map(str, options)]
+    print(" ".join(command))
+    load = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, start_new_session=True)
+    try:
+        said, _ = await asyncio.wait_for(load.communicate(), 180)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(load.pid, signal.SIGKILL)
+    assert load.returncode == 0
+    return json.loads(said)
 
 
-@pytest_asyncio.fixture
-async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
-    made = Fleet(tmp_path)
-    yield made
-    made.kill()
-    await asyncio.gather(*(process.wait() for process in (*made.running, *made.left)))
+def assert_nothing_lost(found: dict[str, Any]) -> None:
+    assert found == {"answered": REQUESTS, "lost": [], "served": WORKERS, "ended": [0] * SCALE_DOWNS}
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])
-@pytest.mark.parametrize("seed", [20_731])
-async def test_random_scale_downs_lose_no_request(fleet: Fleet, seed: int) -> None:
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-    await asyncio.gather(*(fleet.add() for _ in range(WORKERS)))
-    answered = 0
-    served: set[bytes] = set()
-    lost: list[DynamoError] = []
-    progress = asyncio.Event()
-    settings = RuntimeSettings(discovery=f"file://{fleet.folder}", event_bus="mem://")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_random_scale_downs_lose_no_request(tmp_path: Path, loop: str) -> None:
+    assert_nothing_lost(await run_load(tmp_path, "--loop", loop, "--seed", secrets.randbelow(1 << 32)))
 
-    async def caller(runtime: Runtime, numbers: range) -> None:
-        nonlocal answered
-        for number in numbers:
-            try:
-                payload = await runtime.call(ENDPOINT, b"%d" % number)
-                said, _, worker = payload.partition(b" ")
-                assert said == b"%d" % number
-                served.add(worker)
-            except DynamoError as error:
-                lost.append(error)
-            answered += 1
-            progress.set()
 
-    async def scale() -> None:
-        due = sorted(chance.sample(range(REQUESTS // 10, REQUESTS * 9 // 10), SCALE_DOWNS))
-        for number in due:
-            while answered < number:
-                progress.clear()
-                await progress.wait()
-            fleet.retire(chance.choice(fleet.running))
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("seed", [20_731, 1, 2, 3, 5, 8, 13, 21, 34, 55])
+async def test_more_random_scale_downs_lose_no_request(tmp_path: Path, loop: str, seed: int) -> None:
+    assert_nothing_lost(await run_load(tmp_path, "--loop", loop, "--seed", seed))
 
-    async with Runtime(settings) as runtime:
-        share = REQUESTS // SIMULTANEOUS
-        ranges = [range(each * share, (each + 1) * share) for each in range(SIMULTANEOUS - 1)]
-        ranges.append(range((SIMULTANEOUS - 1) * share, REQUESTS))
-        await asyncio.gather(scale(), *(caller(runtime, numbers) for numbers in ranges))
-    assert lost == []
-    assert answered == REQUESTS
-    assert await fleet.ended() == [0] * SCALE_DOWNS
-    assert len(served) == WORKERS
+
+@pytest.fixture
+def networks() -> tuple[str, ...]:
+    """What a program is run under that makes networks; a kernel that allows no user to is named by the failure."""
+    assert shutil.which("unshare") and shutil.which("ip"), "install Debian's util-linux and iproute2"
+    return NAMESPACES
+
+
+async def test_scale_downs_over_networks_of_their_own_lose_no_request(
+    tmp_path: Path, networks: tuple[str, ...]
+) -> None:
+    seed = secrets.randbelow(1 << 32)
+    assert_nothing_lost(await run_load(tmp_path, "--namespaces", "--seed", seed, prefix=networks))
+
+
+async def test_cable_that_is_pulled_costs_only_what_ran_over_it(tmp_path: Path, networks: tuple[str, ...]) -> None:
+    seed = secrets.randbelow(1 << 32)
+    found = await run_load(tmp_path, "--namespaces", "--fault", "cut", "--seed", seed, prefix=networks)
+    assert found["answered"] == REQUESTS
+    assert found["served"] == WORKERS
+    assert set(found["lost"]) <= {"transport.disconnected"}
+    assert len(found["lost"]) <= SIMULTANEOUS
