@@ -85,7 +85,7 @@ class SelectBody(Body, frozen=True):
     """A prompt to place, as tokens or as hashes.
 
     Attributes:
-        deadline_s: Seconds for which it is worth waiting for a worker; None for no limit.
+        deadline_s: Seconds for which it is worth waiting for a worker; None for what the hints say.
     """
 
     selection_id: str = ""
