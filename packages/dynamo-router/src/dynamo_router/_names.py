@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# An integer of 60 bits takes 32 bytes, one of 64 bits 48. Names only have to differ within one tier of one worker; two
-# that do not cost the older block, as if the engine had used its name again.
-NAME_BITS = (1 << 60) - 1
-
 
 class EngineNames:
     """Engine hash -> sequence hash of every held block. A block may have several names and goes with its last."""
@@ -15,13 +11,13 @@ class EngineNames:
     __slots__ = ("_extra", "_of")
 
     def __init__(self, keys: Iterable[int] = ()) -> None:
-        self._of: dict[int, int] = {key & NAME_BITS: key for key in keys}
+        self._of: dict[int, int] = {key: key for key in keys}
         # Sequence hash -> names beyond the first.
         self._extra: dict[int, int] = {}
 
     def get(self, name: int) -> int | None:
         """Return the block of a name, or None."""
-        return self._of.get(name & NAME_BITS)
+        return self._of.get(name)
 
     def items(self) -> dict[int, int]:
         """Return a copy of name -> sequence hash."""
@@ -30,14 +26,13 @@ class EngineNames:
     def add_new(self, names: list[int], keys: list[int]) -> bool:
         """Name blocks that have no name yet, if all the names are new; else change nothing and return False."""
         known = self._of
-        short = [name & NAME_BITS for name in names]
-        if not known.keys().isdisjoint(short):
+        if not known.keys().isdisjoint(names):
             return False
         before = len(known)
-        known.update(zip(short, keys, strict=True))
+        known.update(zip(names, keys, strict=True))
         if len(known) - before == len(keys):
             return True
-        for name in set(short):
+        for name in set(names):
             del known[name]
         return False
 
@@ -49,7 +44,6 @@ class EngineNames:
             key: The block.
             held: Whether it has a name already.
         """
-        name &= NAME_BITS
         old = self._of.get(name)
         if old == key:
             return None
@@ -61,7 +55,7 @@ class EngineNames:
 
     def remove(self, name: int) -> int | None:
         """Forget a name; returns the block that thereby has none any more."""
-        key = self._of.pop(name & NAME_BITS, None)
+        key = self._of.pop(name, None)
         if key is None:
             return None
         extra = self._extra.pop(key, 0)

@@ -26,15 +26,19 @@ class Run:
     """Consecutive blocks of one sequence.
 
     Attributes:
+        number: Its name in the table.
         keys: Sequence hashes, packed, first block first.
         parent: What the first one continues; None at the start of a sequence.
         holders: Slots that hold all of them, as a bit set.
         after: The run that probably goes on where this one ends; may be out of date.
     """
 
-    __slots__ = ("after", "holders", "keys", "parent")
+    __slots__ = ("after", "holders", "keys", "number", "parent")
 
-    def __init__(self, keys: bytearray, parent: int | None, holders: int, after: Run | None = None) -> None:
+    def __init__(
+        self, number: int, keys: bytearray, parent: int | None, holders: int, after: Run | None = None
+    ) -> None:
+        self.number = number
         self.keys = keys
         self.parent = parent
         self.holders = holders
@@ -64,12 +68,15 @@ class Run:
 class RunTable:
     """The runs of one tier. Not thread-safe."""
 
-    __slots__ = ("_of", "_runs")
+    __slots__ = ("_made", "_of", "_runs")
 
     def __init__(self) -> None:
-        self._of: dict[int, Run] = {}
+        # Block -> number of its run. A dictionary of plain integers is nothing to Python's garbage collector, which
+        # would visit millions of references to runs, and stop the process for as long.
+        self._of: dict[int, int] = {}
         # In the order of their making, so that a snapshot of the same history is the same.
-        self._runs: dict[Run, None] = {}
+        self._runs: dict[int, Run] = {}
+        self._made = 0
 
     def __len__(self) -> int:
         """Return the number of distinct blocks."""
@@ -79,17 +86,16 @@ class RunTable:
 
     def holds(self, bit: int, key: int) -> bool:
         """Whether a slot, given as a bit set of one, holds a block."""
-        run = self._of.get(key)
-        return run is not None and bool(run.holders & bit)
+        number = self._of.get(key)
+        return number is not None and bool(self._runs[number].holders & bit)
 
     def holds_any(self, bit: int, keys: list[int]) -> bool:
         """Whether a slot holds any of some blocks."""
-        of = self._of
-        return not of.keys().isdisjoint(keys) and any(key in of and of[key].holders & bit for key in keys)
+        return not self._of.keys().isdisjoint(keys) and any(self.holds(bit, key) for key in keys)
 
     def held_by(self, bit: int) -> Iterator[Run]:
         """Iterate over the runs that a slot holds. The table must not change meanwhile."""
-        return (run for run in self._runs if run.holders & bit)
+        return (run for run in self._runs.values() if run.holders & bit)
 
     def stretch(self, hashes: Sequence[int], packed: Packed, depth: int) -> tuple[int, int]:
         """Return who holds a prompt's block at a depth, and for how many blocks from there on that stays so.
@@ -99,9 +105,10 @@ class RunTable:
             packed: The same, packed.
             depth: Which block.
         """
-        run = self._of.get(hashes[depth])
-        if run is None:
+        number = self._of.get(hashes[depth])
+        if number is None:
             return 0, 1
+        run = self._runs[number]
         start = run.place(packed[depth * HASH_BYTES : (depth + 1) * HASH_BYTES])
         return run.holders, _common(run.keys, start, packed, depth)
 
@@ -131,12 +138,15 @@ class RunTable:
 
     def problems(self) -> list[str]:
         """Return every broken invariant in words; empty if there is none."""
-        found = [f"run of {len(run)} blocks has no holders" for run in self._runs if not run.holders]
-        found += [f"a run has {len(run)} blocks" for run in self._runs if not 0 < len(run) <= MOST_BLOCKS]
-        expected = {key: run for run in self._runs for key in unpack_hashes(bytes(run.keys))}
+        found = [f"run of {len(run)} blocks has no holders" for run in self._runs.values() if not run.holders]
+        found += [f"a run has {len(run)} blocks" for run in self._runs.values() if not 0 < len(run) <= MOST_BLOCKS]
+        found += [
+            f"run {run.number} is filed as {number}" for number, run in self._runs.items() if run.number != number
+        ]
+        expected = {key: run.number for run in self._runs.values() for key in unpack_hashes(bytes(run.keys))}
         if expected != self._of:
             found.append("runs and the table of blocks differ")
-        if sum(map(len, self._runs)) != len(self._of):
+        if sum(map(len, self._runs.values())) != len(self._of):
             found.append("a block is in two runs")
         return found
 
@@ -166,15 +176,16 @@ class RunTable:
         of = self._of
         gone = place = 0
         while place < len(keys):
-            run = of.get(keys[place])
-            if run is None or not run.holders & bit:
+            number = of.get(keys[place])
+            if number is None or not self._runs[number].holders & bit:
                 place += 1
                 continue
+            run = self._runs[number]
             start = run.place(packed[place * HASH_BYTES : (place + 1) * HASH_BYTES])
-            length = _same(run.keys, start, packed, place)
+            length = _common(run.keys, start, packed, place)
             if length == 1:
                 # Caches are emptied from the end of a sequence.
-                length = _same_backwards(run.keys, start, packed, place)
+                length = _common_backwards(run.keys, start, packed, place)
                 start -= length - 1
             self._drop(bit, run, start, start + length)
             gone += length
@@ -194,14 +205,15 @@ class RunTable:
             return self._append(bit, parent, keys, packed)
         added = place = 0
         while place < len(keys):
-            run = of.get(keys[place])
-            if run is None:
+            number = of.get(keys[place])
+            if number is None:
                 stop = place + 1
                 while stop < len(keys) and keys[stop] not in of:
                     stop += 1
                 part = packed[place * HASH_BYTES : stop * HASH_BYTES]
                 added += self._append(bit, parent, keys[place:stop], part)
             else:
+                run = self._runs[number]
                 start = run.place(packed[place * HASH_BYTES : (place + 1) * HASH_BYTES])
                 stop = place + _common(run.keys, start, packed, place)
                 if not run.holders & bit:
@@ -216,21 +228,30 @@ class RunTable:
     def _append(self, bit: int, parent: int | None, keys: list[int], packed: Packed) -> int:
         """Enter blocks that nobody holds, behind the parent's run where that is the slot's alone."""
         of = self._of
-        before = None if parent is None else of.get(parent)
-        if before is not None and before.last != parent:
-            before = None
-        run = before
+        run = before = self._ending_in(parent)
         if run is None or run.holders != bit or len(run) + len(keys) > MOST_BLOCKS:
-            run = Run(bytearray(), parent, bit)
-            self._runs[run] = None
+            run = self._make(bytearray(), parent, bit)
             if before is not None:
                 before.after = run
         size = len(of)
-        of.update(zip(keys, repeat(run)))
+        of.update(zip(keys, repeat(run.number)))
         added = len(of) - size
         # A broken engine may name a block twice.
         run.keys += packed if added == len(keys) else pack_hashes(dict.fromkeys(keys))
         return added
+
+    def _ending_in(self, key: int | None) -> Run | None:
+        """Return the run whose last block this is, if it is one's."""
+        number = None if key is None else self._of.get(key)
+        if number is None:
+            return None
+        run = self._runs[number]
+        return run if run.last == key else None
+
+    def _make(self, keys: bytearray, parent: int | None, holders: int, after: Run | None = None) -> Run:
+        self._made += 1
+        run = self._runs[self._made] = Run(self._made, keys, parent, holders, after)
+        return run
 
     def _isolate(self, run: Run, start: int, stop: int) -> Run:
         """Cut a run so that some of its blocks are one of their own; returns that one."""
@@ -242,31 +263,30 @@ class RunTable:
         """Cut a run in two. The longer part stays the object that it was, so that fewer blocks change theirs."""
         keys, cut = run.keys, at * HASH_BYTES
         if at * 2 < len(run):
-            other = Run(keys[:cut], run.parent, run.holders, run)
+            other = self._make(keys[:cut], run.parent, run.holders, run)
             del keys[:cut]
             run.parent = other.last
             parts = other, run
         else:
-            other = Run(keys[cut:], None, run.holders, run.after)
+            other = self._make(keys[cut:], None, run.holders, run.after)
             del keys[cut:]
             other.parent = run.last
             run.after = other
             parts = run, other
-        self._runs[other] = None
         self._point(other.keys, other)
         return parts
 
     def _join(self, run: Run) -> None:
         """Join a run with its neighbours if they have the same holders."""
-        before = None if run.parent is None else self._of.get(run.parent)
-        if before is not None and before.last == run.parent and _fit(before, run):
+        before = self._ending_in(run.parent)
+        if before is not None and _fit(before, run):
             before.keys += run.keys
             before.after = run.after
             self._point(run.keys, before)
             self._discard(run)
             run, before = before, None
         after = run.after
-        if after is not None and after in self._runs and after.parent == run.last and _fit(run, after):
+        if after is not None and after.number in self._runs and after.parent == run.last and _fit(run, after):
             after.keys[:0] = run.keys
             after.parent = run.parent
             self._point(run.keys, after)
@@ -275,10 +295,10 @@ class RunTable:
                 before.after = after
 
     def _point(self, keys: Packed, run: Run) -> None:
-        self._of.update(zip(unpack_hashes(bytes(keys)), repeat(run)))
+        self._of.update(zip(unpack_hashes(bytes(keys)), repeat(run.number)))
 
     def _discard(self, run: Run) -> None:
-        del self._runs[run]
+        del self._runs[run.number]
         # Others may still name it as what comes after them.
         run.after = None
 
@@ -306,47 +326,26 @@ def _fit(first: Run, second: Run) -> bool:
     return first is not second and first.holders == second.holders and len(first) + len(second) <= MOST_BLOCKS
 
 
-def _common(keys: Packed, start: int, chain: Packed, place: int) -> int:
-    """Return how many blocks two chains have in common from a place in each on; the first ones are the same.
-
-    Once two chains differ they differ to their ends, so where they part is found by bisection.
-    """
+def _common(keys: Packed, start: int, others: Packed, place: int) -> int:
+    """Return how many blocks are the same in both from a place in each on; the first ones are."""
     here, there = start * HASH_BYTES, place * HASH_BYTES
-    high = min(len(keys) - here, len(chain) - there) // HASH_BYTES
+    high = min(len(keys) - here, len(others) - there) // HASH_BYTES
     size = high * HASH_BYTES
-    if keys[here : here + size] == chain[there : there + size]:
+    if keys[here : here + size] == others[there : there + size]:
         return high
     low = 1
     while high - low > 1:
         middle = (low + high) >> 1
         size = middle * HASH_BYTES
-        if keys[here : here + size] == chain[there : there + size]:
+        if keys[here : here + size] == others[there : there + size]:
             low = middle
         else:
             high = middle
     return low
 
 
-def _same(keys: Packed, start: int, others: Packed, place: int) -> int:
-    """Return how many blocks follow each other in both from a place in each on; the first ones are the same."""
-    here, there = start * HASH_BYTES, place * HASH_BYTES
-    most = min(len(keys) - here, len(others) - there)
-    if keys[here : here + most] == others[there : there + most]:
-        return most // HASH_BYTES
-    size = HASH_BYTES
-    while keys[here + size : here + size + HASH_BYTES] == others[there + size : there + size + HASH_BYTES]:
-        size += HASH_BYTES
-    return size // HASH_BYTES
-
-
-def _same_backwards(keys: Packed, start: int, others: Packed, place: int) -> int:
-    """Return how many blocks of a chain, going back from a place, others name in that order."""
-    here, there = start * HASH_BYTES, place * HASH_BYTES
-    most = min(start + 1, (len(others) - there) // HASH_BYTES)
-    length = 1
-    while length < most:
-        step = length * HASH_BYTES
-        if keys[here - step : here - step + HASH_BYTES] != others[there + step : there + step + HASH_BYTES]:
-            break
-        length += 1
-    return length
+def _common_backwards(keys: Packed, start: int, others: Packed, place: int) -> int:
+    """Return how many blocks are the same, going back from a place in the first and on from one in the second."""
+    most = min(start + 1, len(others) // HASH_BYTES - place)
+    part = unpack_hashes(bytes(keys[(start + 1 - most) * HASH_BYTES : (start + 1) * HASH_BYTES]))
+    return _common(pack_hashes(part[::-1]), 0, others, place)

@@ -48,7 +48,8 @@ def run(options: Options) -> list[Figure]:
 
 def _index_figures() -> list[tuple[str, str]]:
     lookups = [(f"router_lookup_{depth}", "us") for depth in _DEPTHS]
-    applied = [("router_apply", "M blocks/CPU s"), ("router_apply_wall", "M blocks/s")]
+    applied = [(name, "M blocks/CPU s") for name in ("router_apply", "router_churn")]
+    applied.append(("router_apply_wall", "M blocks/s"))
     return [*lookups, *applied, ("router_block_bytes", "bytes")]
 
 
@@ -60,7 +61,7 @@ def _index_figure(
         name,
         ours[name],
         unit=unit,
-        better="higher" if name.startswith("router_apply") else "lower",
+        better="higher" if name.startswith(("router_apply", "router_churn")) else "lower",
         rival="ai-dynamo-runtime RadixTree",
         rival_value=statistics.median(theirs[name]) if theirs else None,
         limit_value=_LIMITS.get(name),
