@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from dynamo_core.clock import Clock
-from dynamo_core.errors import CapacityExhaustedError, DeadlineExceededError, DynamoError
+from dynamo_core.errors import CapacityExhaustedError, DeadlineExceededError, DynamoError, InvalidRequestError
 from dynamo_core.ids import ReservationId
 from dynamo_core.load import QueuedLoad
 from dynamo_core.routing import RoutingDecision, RoutingRequest
@@ -69,11 +69,12 @@ class Admission:
         Args:
             request: What is asked.
             prompt: Its prompt.
-            deadline_s: Seconds from now after which an answer is of no use; None for no limit.
+            deadline_s: Seconds from now after which an answer is of no use; None for what the request's hints say.
 
         Raises:
             DynamoError: as ``Decider.decide`` does; ``CapacityExhaustedError`` also if the queue is full or the
                 request has waited too long, ``DeadlineExceededError`` if its deadline passes while it waits.
+            InvalidRequestError: for a deadline that is no number.
         """
         now_s = self._clock.monotonic()
         if self._queue is None or not request.reserve:
@@ -86,8 +87,7 @@ class Admission:
         else:
             # Raises for a request that could never go, which must not wait.
             self._require_possible(request)
-        deadline = math.inf if deadline_s is None else now_s + deadline_s
-        return await self._wait(self._queue, request, prompt, now_s, deadline)
+        return await self._wait(self._queue, request, prompt, now_s, now_s + _patience_s(request, deadline_s))
 
     def shed(self) -> None:
         """Refuse those that have waited too long. To be called now and then; cheap while there are none."""
@@ -180,6 +180,22 @@ class Admission:
             ticket.answer.set_exception(error)
         else:
             ticket.answer.set_result(decision)
+
+
+def _patience_s(request: RoutingRequest, deadline_s: float | None) -> float:
+    """Return the seconds that a request is worth waiting; infinite without a limit.
+
+    Raises:
+        InvalidRequestError: if that is no number, which no order could place.
+    """
+    found = request.hints.deadline_s if deadline_s is None else deadline_s
+    if found is None:
+        return math.inf
+    if math.isnan(found):
+        raise InvalidRequestError(
+            "routing.deadline_s is nan; give seconds from now, or leave it out", param="routing.deadline_s"
+        )
+    return found
 
 
 def _gave_up(ticket: Ticket, now_s: float) -> DynamoError:

@@ -1,9 +1,8 @@
 """The event-fed KV index: which worker holds which block of a sequence, in which tier.
 
-Blocks are keyed by their chained sequence hash, which names a position and everything before it, so one dictionary
-per tier maps a hash to the bit set of its holders. Where a worker's prefixes are closed, "holds the block at position
-i" can only turn from true to false along a prompt; the holders' cut points are then found by bisection, at a cost of
-O(log depth x distinct cut points) whatever the number of workers. Workers with holes are walked block by block.
+Blocks are keyed by their chained sequence hash, which names a position and everything before it. ``_runs`` keeps them
+by stretches with the same holders, so a look-up costs as many steps as there are stretches along a prompt, whatever
+the number of workers, and finds the place where a prompt leaves a stretch by bisection.
 
 Values here do no I/O and know no order of events; ``_indexer`` does.
 """
@@ -11,18 +10,18 @@ Values here do no I/O and know no order of events; ``_indexer`` does.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import xxhash
 
 from dynamo_core.enums import Tier
 from dynamo_core.events import BlockRemoved, BlocksCleared, BlockStored, KvEvent
 from dynamo_core.ids import WorkerId
-from dynamo_core.tokens import HASH_BYTES, SEED, chain_hashes, unpack_hashes
+from dynamo_core.tokens import HASH_BYTES, SEED, chain_hashes, pack_hashes, unpack_hashes
 from dynamo_router._match import TIERS, Match
-from dynamo_router._search import closed_depths
-from dynamo_router._shelf import Shelf
+from dynamo_router._names import EngineNames
+from dynamo_router._runs import Packed, RunTable
 
 DEFAULT_MAX_BLOCKS = 8_000_000
 
@@ -38,6 +37,34 @@ class Applied(enum.Enum):
     OVER_CAPACITY = "over_capacity"
 
 
+class _Prompt(NamedTuple):
+    hashes: Sequence[int]
+    packed: Packed
+
+
+class _Slot:
+    """One worker's share of the index.
+
+    Attributes:
+        worker: Whose; None while the slot is free.
+        number: Its place in bit sets.
+        bit: That place as a bit set.
+        blocks: Blocks held, by tier.
+        names: What its engine calls them, by tier; None while it calls them by their sequence hashes.
+        lossy: Whether blocks were dropped for lack of room.
+    """
+
+    __slots__ = ("bit", "blocks", "lossy", "names", "number", "worker")
+
+    def __init__(self, worker: WorkerId, number: int) -> None:
+        self.worker: WorkerId | None = worker
+        self.number = number
+        self.bit = 1 << number
+        self.blocks = [0] * len(TIERS)
+        self.names: tuple[EngineNames, ...] | None = None
+        self.lossy = False
+
+
 class BlockIndex:
     """Index over all (worker, dp rank) pairs and tiers. Not thread-safe.
 
@@ -50,13 +77,9 @@ class BlockIndex:
         self.max_blocks = max_blocks
         self.dropped_blocks = 0
         self._total = 0
-        self._holders: tuple[dict[int, int], ...] = tuple({} for _ in TIERS)
-        self._slots: dict[WorkerId, int] = {}
-        self._workers: list[WorkerId | None] = []
-        self._shelves: list[tuple[Shelf, ...]] = []
-        self._named: int = 0
-        self._open: int = 0
-        self._lossy: int = 0
+        self._tiers: tuple[RunTable, ...] = tuple(RunTable() for _ in TIERS)
+        self._slots: list[_Slot] = []
+        self._by_worker: dict[WorkerId, _Slot] = {}
 
     def __len__(self) -> int:
         return self._total
@@ -64,77 +87,86 @@ class BlockIndex:
     @property
     def distinct_blocks(self) -> int:
         """Distinct blocks on any device."""
-        return len(self._holders[0])
+        return len(self._tiers[0])
 
     def slot(self, worker: WorkerId) -> int:
         """Return the worker's slot, giving it one if it is new."""
-        slot = self._slots.get(worker)
-        if slot is not None:
-            return slot
-        slot = next((free for free, owner in enumerate(self._workers) if owner is None), len(self._workers))
-        if slot == len(self._workers):
-            self._workers.append(worker)
-            self._shelves.append(tuple(Shelf() for _ in TIERS))
-        else:
-            self._workers[slot] = worker
-            self._shelves[slot] = tuple(Shelf() for _ in TIERS)
-        self._slots[worker] = slot
-        return slot
+        return self._of(worker).number
 
     def workers(self) -> list[WorkerId]:
         """Return the workers that have a slot."""
-        return list(self._slots)
+        return list(self._by_worker)
 
     def worker_at(self, slot: int) -> WorkerId | None:
         """Return whose slot it is."""
-        return self._workers[slot]
+        return self._slots[slot].worker
 
     def blocks_of(self, worker: WorkerId, tier: Tier = Tier.DEVICE) -> int:
         """Return how many blocks a worker holds in a tier."""
-        slot = self._slots.get(worker)
-        return 0 if slot is None else len(self._shelves[slot][TIERS.index(tier)])
+        slot = self._by_worker.get(worker)
+        return 0 if slot is None else slot.blocks[TIERS.index(tier)]
 
-    def shelves(self, worker: WorkerId) -> Sequence[Shelf]:
-        """Return what a worker holds by tier, to read."""
-        return self._shelves[self.slot(worker)]
+    def blocks(self, worker: WorkerId, tier: Tier) -> Iterator[tuple[int, int | None]]:
+        """Iterate over ``(sequence hash, parent)`` of what a worker holds. The index must not change meanwhile."""
+        for run in self._tiers[TIERS.index(tier)].held_by(self._of(worker).bit):
+            parent = run.parent
+            for key in unpack_hashes(bytes(run.keys)):
+                yield key, parent
+                parent = key
+
+    def names(self, worker: WorkerId, tier: Tier) -> Mapping[int, int]:
+        """Return engine hash -> sequence hash of what a worker holds; empty if its engine uses sequence hashes."""
+        names = self._of(worker).names
+        return {} if names is None else names[TIERS.index(tier)].items()
 
     def hold(
         self, worker: WorkerId, tier: Tier, entries: Iterable[tuple[int, int | None, int]], *, named: bool
     ) -> None:
-        """Hold blocks given as ``(sequence hash, parent, engine hash)``, up to the memory bound."""
-        slot = self.slot(worker)
+        """Hold blocks given as ``(sequence hash, parent, engine hash)``, up to the memory bound.
+
+        Entries that continue the one before them are entered together.
+        """
+        slot = self._of(worker)
         if named:
             self._use_names(slot)
+        rank = TIERS.index(tier)
+        first: int | None = None
+        keys: list[int] = []
+        names: list[int] = []
         for key, parent, name in entries:
-            if self._total >= self.max_blocks:
-                self.dropped_blocks += 1
-                self._lossy |= 1 << slot
-            else:
-                self._place(slot, TIERS.index(tier), parent, [key], [name])
+            if keys and parent != keys[-1]:
+                self._hold_chain(slot, rank, first, keys, names)
+                keys, names = [], []
+            if not keys:
+                first = parent
+            keys.append(key)
+            names.append(name)
+        self._hold_chain(slot, rank, first, keys, names)
 
     def is_lossy(self, worker: WorkerId) -> bool:
         """Whether blocks of this worker were dropped for lack of room since it was last cleared."""
-        slot = self._slots.get(worker)
-        return slot is not None and bool(self._lossy >> slot & 1)
+        slot = self._by_worker.get(worker)
+        return slot is not None and slot.lossy
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker and free its slot."""
-        slot = self._slots.get(worker)
-        if slot is not None:
+        if worker in self._by_worker:
             self.clear(worker)
-            bit = 1 << slot
-            self._named &= ~bit
-            self._workers[slot] = None
-            del self._slots[worker]
+            self._by_worker.pop(worker).worker = None
 
     def clear(self, worker: WorkerId, tier: Tier | None = None) -> None:
         """Forget what a worker holds, in one tier or in all."""
-        slot = self.slot(worker)
+        slot = self._of(worker)
         for rank, kind in enumerate(TIERS):
             if tier is None or kind is tier:
-                self._clear_shelf(slot, rank)
+                if slot.blocks[rank]:
+                    self._tiers[rank].clear(slot.bit)
+                self._total -= slot.blocks[rank]
+                slot.blocks[rank] = 0
+                if slot.names is not None:
+                    slot.names[rank].clear()
         if tier is None:
-            self._lossy &= ~(1 << slot)
+            slot.lossy = False
 
     def apply(self, worker: WorkerId, event: KvEvent) -> Applied:
         """Apply one event.
@@ -143,9 +175,9 @@ class BlockIndex:
         otherwise its position is unknown and it is refused.
         """
         if type(event) is BlockStored:
-            return self._store(self.slot(worker), event)
+            return self._store(self._of(worker), event)
         if type(event) is BlockRemoved:
-            return self._remove(self.slot(worker), event)
+            return self._remove(self._of(worker), event)
         if type(event) is BlocksCleared:
             if event.tier is not None and event.tier not in TIERS:
                 return Applied.IGNORED
@@ -162,93 +194,83 @@ class BlockIndex:
             among: Slots to consider as a bit set; -1 for all.
         """
         found = Match()
-        if not len(hashes):
-            return found
-        first = self._holders[0].get(hashes[0], 0) & among
-        closed = first & ~self._open
-        if closed:
-            found.device = closed_depths(self._holders[0], hashes, closed)
-        if first != closed:
-            self._walk(hashes, first & self._open, found.device)
-        if any(self._holders[1:]):
-            self._extend(hashes, among, found)
+        packed = hashes.tobytes() if isinstance(hashes, memoryview) else pack_hashes(hashes)
+        found.device = self._tiers[0].depths(hashes, packed, among)
+        if len(self._tiers[1]) or len(self._tiers[2]) or len(self._tiers[3]):
+            self._extend(_Prompt(hashes, packed), among, found)
         return found
 
     def check_integrity(self) -> list[str]:
-        """Return every broken invariant in words; empty if there is none. O(blocks)."""
-        found: list[str] = []
-        total = 0
-        expected: tuple[dict[int, int], ...] = tuple({} for _ in TIERS)
-        for slot, shelves in enumerate(self._shelves):
-            for rank, shelf in enumerate(shelves):
-                total += len(shelf)
-                found += [f"slot {slot} {TIERS[rank].value}: {problem}" for problem in shelf.problems()]
-                for key in shelf.hashes():
-                    expected[rank][key] = expected[rank].get(key, 0) | 1 << slot
-            if shelves[0].closed is bool(self._open >> slot & 1):
-                found.append(f"slot {slot}: closedness is out of date")
-        if expected != self._holders:
-            found.append("holders and shelves differ")
+        """Return every broken invariant in words; empty if there is none. O(blocks x workers)."""
+        found = [f"{TIERS[rank].value}: {text}" for rank, table in enumerate(self._tiers) for text in table.problems()]
+        for number, slot in enumerate(self._slots):
+            for rank, table in enumerate(self._tiers):
+                held = [key for run in table.held_by(slot.bit) for key in unpack_hashes(bytes(run.keys))]
+                what = f"slot {number} {TIERS[rank].value}"
+                if len(held) != slot.blocks[rank]:
+                    found.append(f"{what}: {slot.blocks[rank]} blocks are counted, {len(held)} held")
+                if slot.names is not None and set(slot.names[rank].items().values()) != set(held):
+                    found.append(f"{what}: engine names and held blocks differ")
+        total = sum(sum(slot.blocks) for slot in self._slots)
         if total != self._total:
             found.append(f"total is {self._total}, counted {total}")
         return found
 
+    def _of(self, worker: WorkerId) -> _Slot:
+        slot = self._by_worker.get(worker)
+        if slot is None:
+            number = next((free.number for free in self._slots if free.worker is None), len(self._slots))
+            slot = self._by_worker[worker] = _Slot(worker, number)
+            self._slots[number : number + 1] = [slot]
+        return slot
+
     # -- lookup ------------------------------------------------------------------------------------------------------
 
-    def _walk(self, hashes: Sequence[int], alive: int, out: list[tuple[int, int]]) -> None:
-        get = self._holders[0].get
-        for depth, key in enumerate(hashes):
-            held = get(key, 0) & alive
-            if held != alive:
-                if depth:
-                    out.append((depth, alive & ~held))
-                alive = held
-                if not alive:
-                    return
-        out.append((len(hashes), alive))
-
-    def _extend(self, hashes: Sequence[int], among: int, found: Match) -> None:
-        rest = (1 << len(self._workers)) - 1 & among
+    def _extend(self, prompt: _Prompt, among: int, found: Match) -> None:
+        rest = (1 << len(self._slots)) - 1 & among
         starts = list(found.device)
         for _, bits in starts:
             rest &= ~bits
         if rest:
             starts.append((0, rest))
         for depth, bits in starts:
-            self._extend_from(hashes, depth, bits, found.lower)
+            self._extend_from(prompt, depth, bits, found.lower)
 
-    def _extend_from(self, hashes: Sequence[int], depth: int, alive: int, out: list[tuple[int, int, int]]) -> None:
-        lower = self._holders[1:]
+    def _extend_from(self, prompt: _Prompt, depth: int, alive: int, out: list[tuple[int, int, int]]) -> None:
+        lower = self._tiers[1:]
         run, held_in = 0, (0,) * len(lower)
-        while alive and depth < len(hashes):
-            key = hashes[depth]
-            nearest: list[int] = []
-            for holders in lower:
-                held = holders.get(key, 0) & alive if holders else 0
-                nearest.append(held)
-                alive &= ~held
+        while alive and depth < len(prompt.hashes):
+            nearest, step = self._nearest(prompt, depth, alive)
             alive = nearest[0] | nearest[1] | nearest[2]
-            if tuple(nearest) != held_in:
+            if nearest != held_in:
                 _emit(run, held_in, out)
-                run, held_in = 0, tuple(nearest)
-            run += 1
-            depth += 1
+                run, held_in = 0, nearest
+            run += step
+            depth += step
         _emit(run, held_in, out)
+
+    def _nearest(self, prompt: _Prompt, depth: int, alive: int) -> tuple[tuple[int, ...], int]:
+        """Return which slots hold a block in each lower tier and no nearer one, and for how many blocks that stays."""
+        nearest: list[int] = []
+        step = len(prompt.hashes) - depth
+        for table in self._tiers[1:]:
+            holders, length = table.stretch(prompt.hashes, prompt.packed, depth) if alive and len(table) else (0, step)
+            nearest.append(holders & alive)
+            alive &= ~holders
+            step = min(step, length)
+        return tuple(nearest), step
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def _store(self, slot: int, event: BlockStored) -> Applied:
+    def _store(self, slot: _Slot, event: BlockStored) -> Applied:
         if event.tier not in TIERS:
             return Applied.IGNORED
         size = len(event)
         if not size or len(event.local_hashes) != len(event.engine_hashes):
             return Applied.INVALID
-        room = min(size, self.max_blocks - self._total)
-        if room < size:
-            self.dropped_blocks += size - max(room, 0)
-            self._lossy |= 1 << slot
-            if room <= 0:
-                return Applied.OVER_CAPACITY
+        room = self._room(slot, size)
+        if not room:
+            return Applied.OVER_CAPACITY
         engine = list(unpack_hashes(event.engine_hashes)[:room])
         parent = event.parent_hash
         if parent is not None:
@@ -256,107 +278,75 @@ class BlockIndex:
             if held is None and _chained(parent, event.local_hashes) != engine[0]:
                 return Applied.UNKNOWN_PARENT
             parent = parent if held is None else held
-        keys = self._keys(slot, parent, engine, event)
-        self._place(slot, TIERS.index(event.tier), parent, keys, engine)
+        rank = TIERS.index(event.tier)
+        if slot.names is None and _continues(parent, engine, event):
+            packed = event.engine_hashes[: room * HASH_BYTES]
+            self._count(slot, rank, self._tiers[rank].add(slot.bit, parent, engine, packed))
+        else:
+            self._use_names(slot)
+            keys = chain_hashes(unpack_hashes(event.local_hashes)[:room], parent)
+            self._place_named(slot, rank, parent, keys, engine)
         return Applied.OK if room == size else Applied.OVER_CAPACITY
 
-    def _resolve(self, slot: int, parent: int) -> int | None:
-        for shelf in self._shelves[slot]:
-            key = shelf.resolve(parent)
-            if key is not None:
-                return key
-        return None
+    def _room(self, slot: _Slot, size: int) -> int:
+        """Return how many of some new blocks may be held; the others count as dropped."""
+        room = max(min(size, self.max_blocks - self._total), 0)
+        if room < size:
+            self.dropped_blocks += size - room
+            slot.lossy = True
+        return room
 
-    def _keys(self, slot: int, parent: int | None, engine: list[int], event: BlockStored) -> list[int]:
-        if not self._named >> slot & 1:
-            if _continues(parent, engine, event):
-                return engine
-            self._use_names(slot)
-        return chain_hashes(unpack_hashes(event.local_hashes)[: len(engine)], parent)
-
-    def _use_names(self, slot: int) -> None:
-        self._named |= 1 << slot
-        for shelf in self._shelves[slot]:
-            shelf.use_names()
-
-    def _place(self, slot: int, rank: int, parent: int | None, keys: list[int], engine: list[int]) -> None:
-        shelf = self._shelves[slot][rank]
-        before = len(shelf)
-        # A sequence that branches off names what is held already once more: only what follows is new.
-        known = shelf.leading(keys, engine)
-        if known:
-            parent, keys, engine = keys[known - 1], keys[known:], engine[known:]
-        if not keys:
+    def _hold_chain(self, slot: _Slot, rank: int, parent: int | None, keys: list[int], names: list[int]) -> None:
+        room = self._room(slot, len(keys))
+        if not room:
             return
-        holders = self._holders[rank]
-        # Nobody holds them: then this worker does not either, and nothing need be looked up again.
-        fresh = holders.keys().isdisjoint(keys)
-        if not shelf.add_chain(parent, keys, engine, fresh=fresh):
-            self._place_each(slot, rank, parent, keys, engine)
-        elif fresh:
-            holders.update(zip(keys, repeat(1 << slot)))
+        if slot.names is not None:
+            self._place_named(slot, rank, parent, keys[:room], names[:room])
         else:
-            self._mark(rank, 1 << slot, keys)
-        self._total += len(shelf) - before
-        if rank == 0 and (shelf.closed is bool(self._open >> slot & 1)):
-            self._open ^= 1 << slot
+            self._count(slot, rank, self._tiers[rank].add(slot.bit, parent, keys[:room], pack_hashes(keys[:room])))
 
-    def _place_each(self, slot: int, rank: int, parent: int | None, keys: list[int], engine: list[int]) -> None:
-        shelf = self._shelves[slot][rank]
+    def _resolve(self, slot: _Slot, parent: int) -> int | None:
+        """Return the sequence hash of a block that a worker holds in any tier, by its engine hash."""
+        if slot.names is not None:
+            found = (names.get(parent) for names in slot.names)
+            return next((key for key in found if key is not None), None)
+        return parent if any(table.holds(slot.bit, parent) for table in self._tiers) else None
+
+    def _use_names(self, slot: _Slot) -> None:
+        if slot.names is None:
+            held = (table.held_by(slot.bit) for table in self._tiers)
+            slot.names = tuple(
+                EngineNames(key for run in runs for key in unpack_hashes(bytes(run.keys))) for runs in held
+            )
+
+    def _place_named(self, slot: _Slot, rank: int, parent: int | None, keys: list[int], engine: list[int]) -> None:
+        assert slot.names is not None
+        table, names, bit = self._tiers[rank], slot.names[rank], slot.bit
+        if not table.holds_any(bit, keys) and names.add_new(engine, keys):
+            self._count(slot, rank, table.add(bit, parent, keys, pack_hashes(keys)))
+            return
         for key, name in zip(keys, engine, strict=True):
-            fresh, lost = shelf.add(key, parent, name)
+            lost = names.add(name, key, held=table.holds(bit, key))
             if lost is not None:
-                self._unmark(rank, 1 << slot, (lost,))
-            if fresh:
-                self._mark(rank, 1 << slot, (key,))
+                self._count(slot, rank, -table.remove(bit, [lost], pack_hashes([lost])))
+            self._count(slot, rank, table.add(bit, parent, [key], pack_hashes([key])))
             parent = key
 
-    def _remove(self, slot: int, event: BlockRemoved) -> Applied:
+    def _remove(self, slot: _Slot, event: BlockRemoved) -> Applied:
         if event.tier not in TIERS:
             return Applied.IGNORED
         rank = TIERS.index(event.tier)
-        shelf = self._shelves[slot][rank]
-        before = len(shelf)
-        gone = [key for name in unpack_hashes(event.engine_hashes) if (key := shelf.remove(name)) is not None]
-        self._unmark(rank, 1 << slot, gone)
-        self._total += len(shelf) - before
-        self._note_closed(slot, rank, shelf)
+        packed = event.engine_hashes
+        if slot.names is not None:
+            names = slot.names[rank]
+            packed = pack_hashes(key for name in unpack_hashes(packed) if (key := names.remove(name)) is not None)
+        gone = self._tiers[rank].remove(slot.bit, unpack_hashes(packed), packed)
+        self._count(slot, rank, -gone)
         return Applied.OK if gone or not len(event) else Applied.UNKNOWN_BLOCK
 
-    def _mark(self, rank: int, bit: int, keys: Sequence[int]) -> None:
-        holders = self._holders[rank]
-        last = joined = 0
-        for key, held in zip(keys, map(holders.get, keys), strict=True):
-            if held is None:
-                holders[key] = bit
-            else:
-                # Neighbours mostly have the same holders: one integer object then serves them all.
-                if held != last:
-                    last, joined = held, held | bit
-                holders[key] = joined
-
-    def _unmark(self, rank: int, bit: int, keys: Sequence[int]) -> None:
-        holders = self._holders[rank]
-        last = rest = 0
-        for key in keys:
-            held = holders[key]
-            if held == bit:
-                del holders[key]
-            else:
-                if held != last:
-                    last, rest = held, held & ~bit
-                holders[key] = rest
-
-    def _clear_shelf(self, slot: int, rank: int) -> None:
-        shelf = self._shelves[slot][rank]
-        self._unmark(rank, 1 << slot, list(shelf.hashes()))
-        self._total -= len(shelf)
-        shelf.clear()
-        self._note_closed(slot, rank, shelf)
-
-    def _note_closed(self, slot: int, rank: int, shelf: Shelf) -> None:
-        if rank == 0:
-            self._open = self._open & ~(1 << slot) if shelf.closed else self._open | 1 << slot
+    def _count(self, slot: _Slot, rank: int, blocks: int) -> None:
+        slot.blocks[rank] += blocks
+        self._total += blocks
 
 
 def _emit(run: int, held_in: tuple[int, ...], out: list[tuple[int, int, int]]) -> None:

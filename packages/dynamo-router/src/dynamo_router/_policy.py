@@ -168,6 +168,26 @@ PACE_WINDOW_S = 60.0
 """Seconds of prefill work that a pace is averaged over."""
 
 
+RENAMED: Mapping[str, str] = {
+    "overlap_score_credit": "overlap_credit",
+    "overlap_score_credit_decay": "credit_decay",
+    "overlap_score_weight": "prefill_scale",
+    "prefill_load_scale": "prefill_scale",
+    "host_cache_hit_weight": "host_weight",
+    "disk_cache_hit_weight": "disk_weight",
+    "shared_cache_multiplier": "external_weight",
+    "router_temperature": "temperature",
+    "decode_active_request_weight": "active_request_weight",
+    "track_prefill_tokens": "track_prefill",
+    "ttl_secs": "approximate_ttl_s",
+    "queue_threshold": "busy_prefill_batches",
+    "queue_policy": "queue_classes",
+    "active_request_expiry_secs": "reservation_idle_s",
+    "max_tree_size": "max_index_blocks",
+}
+"""Options that NVIDIA's router has under another name, so that who brings them is told ours."""
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Scores candidates. Called on the event loop; must not block."""
@@ -226,7 +246,8 @@ def read_options(kind: type[Options], policy: str, options: Mapping[str, Any]) -
         return msgspec.convert(dict(options), type=kind, strict=False)
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__) or "none"
-        raise ConfigurationError(f"options of policy {policy!r}: {error}; it takes: {known}") from error
+        renamed = "".join(f"; {name} is called {RENAMED[name]} here" for name in options if name in RENAMED)
+        raise ConfigurationError(f"options of policy {policy!r}: {error}; it takes: {known}{renamed}") from error
 
 
 def least(costs: Sequence[float], rng: random.Random) -> int:

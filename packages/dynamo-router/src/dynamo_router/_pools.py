@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -13,6 +13,7 @@ from dynamo_core.errors import ConfigurationError, InvalidRequestError, NotFound
 from dynamo_core.telemetry import Metrics
 from dynamo_router._listeners import EngineListeners
 from dynamo_router._peers import PeerState
+from dynamo_router._replicated import ReplicatedRouter
 from dynamo_router._router import KvRouter
 from dynamo_router._service_bodies import WorkerBody
 from dynamo_router._settings import RouterSettings
@@ -48,13 +49,14 @@ class Pools:
     """
 
     def __init__(self, settings: RouterSettings, *, clock: Clock, metrics: Metrics, max_routers: int) -> None:
-        self.routers: dict[PoolKey, KvRouter] = {}
+        self.routers: dict[PoolKey, ReplicatedRouter] = {}
         self.listeners = EngineListeners()
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
         self._max_routers = max_routers
         self._workers: dict[int, WorkerBody] = {}
+        self._send: Callable[[bytes], object] | None = None
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -158,10 +160,27 @@ class Pools:
                 self.router_of(body).restore(msgspec.structs.replace(snapshot, workers=tuple(mine)))
             await self._listen(body)
 
+    def share(self, send: Callable[[bytes], object]) -> None:
+        """Tell other services what is booked here, through a function; what they say goes into ``hear``."""
+        self._send = send
+        for router in self.routers.values():
+            router.share(send)
+
+    def hear(self, publisher: int, payload: bytes) -> None:
+        """Take what another service said."""
+        for router in self.routers.values():
+            router.hear(publisher, payload)
+
+    def missed(self, publisher: int) -> None:
+        """Note that messages of another service were lost."""
+        for router in self.routers.values():
+            router.missed(publisher)
+
     async def close(self) -> None:
-        """Stop following engines, and close the routers' logs. Idempotent."""
+        """Stop following engines, part from other services, and close the routers' logs. Idempotent."""
         await self.listeners.close_all()
         for router in self.routers.values():
+            await router.leave()
             await router.stop()
 
     def _register(self, body: WorkerBody) -> None:
@@ -177,18 +196,20 @@ class Pools:
             await self.remove(body.worker_id)
             raise
 
-    def _router_for(self, body: WorkerBody) -> KvRouter:
+    def _router_for(self, body: WorkerBody) -> ReplicatedRouter:
         key = _pool_of(body)
         if key not in self.routers:
             if len(self.routers) >= self._max_routers:
                 raise ConfigurationError(f"{self._max_routers} models are routed, the limit; raise --max-routers")
-            self.routers[key] = KvRouter(
+            self.routers[key] = router = ReplicatedRouter(
                 block_size=body.block_size,
                 settings=self._settings,
                 clock=self._clock,
                 metrics=self._metrics,
                 model=str(key),
             )
+            if self._send is not None:
+                router.share(self._send)
         return self.routers[key]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -10,7 +11,7 @@ import structlog
 from dynamo_core.cards import ModelCard
 from dynamo_core.component import ComponentContext
 from dynamo_core.errors import DynamoError
-from dynamo_core.events import EventEnvelope, KvEventQuery, SequenceGap
+from dynamo_core.events import KvEventQuery, SequenceGap
 from dynamo_core.ids import ReservationId, WorkerId
 from dynamo_core.planes import Publisher, Subscription, Topic
 from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
@@ -36,9 +37,28 @@ class ReplicatedRouter(KvRouter):
         """Begin to share bookings over a topic."""
         self._subscription = await context.event_bus.subscribe(topic)
         self._publisher = await context.event_bus.publisher(topic)
-        self._replicas.send = self._publisher.publish
         self._following = context.spawn(self._follow_replicas(self._subscription), name="router-replicas")
+        self.share(self._publisher.publish)
+
+    def share(self, send: Callable[[bytes], object]) -> None:
+        """Begin to tell the other routers through a function; what they say goes into ``hear`` and ``missed``."""
+        self._replicas.send = send
         self._replicas.beat()
+
+    def hear(self, publisher: int, payload: bytes) -> None:
+        """Take what a router that publishes under a number said; what cannot be read is logged and passed over."""
+        try:
+            self._replicas.hear(publisher, REPLICA_MESSAGE.decode(payload))
+        except DynamoError as error:
+            _log.warning("replica_message_refused", error=error.message)
+        self._replicas.answer()
+        # What a peer's request frees here may let a waiting one go.
+        self._admission.pump()
+
+    def missed(self, publisher: int) -> None:
+        """Note that messages of a publisher were lost; all its bookings are asked for."""
+        self._replicas.lost(publisher)
+        self._replicas.answer()
 
     async def leave(self) -> None:
         """Stop sharing; the others drop what was booked here. Idempotent."""
@@ -98,15 +118,6 @@ class ReplicatedRouter(KvRouter):
     async def _follow_replicas(self, subscription: Subscription) -> None:
         async for item in subscription:
             if isinstance(item, SequenceGap):
-                self._replicas.lost(item.publisher_id)
+                self.missed(item.publisher_id)
             else:
-                self._hear(item)
-            self._replicas.answer()
-            # What a peer's request frees here may let a waiting one go.
-            self._admission.pump()
-
-    def _hear(self, envelope: EventEnvelope) -> None:
-        try:
-            self._replicas.hear(envelope.publisher_id, REPLICA_MESSAGE.decode(envelope.payload))
-        except DynamoError as error:
-            _log.warning("replica_message_refused", error=error.message)
+                self.hear(item.publisher_id, item.payload)

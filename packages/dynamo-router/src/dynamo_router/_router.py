@@ -245,7 +245,7 @@ class KvRouter:
 
         Args:
             request: What is asked.
-            deadline_s: Seconds from now for which it is worth waiting; None for no limit.
+            deadline_s: Seconds from now for which it is worth waiting; None for what ``request.hints`` say.
 
         Raises:
             DeadlineExceededError: if the deadline passes while it waits.

@@ -8,10 +8,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from dynamo_core.errors import ConfigurationError
 from dynamo_core.settings import DynamoSettings, resolve_settings
 from dynamo_router._http import serve_until_stopped
 from dynamo_router._index_service import IndexService
 from dynamo_router._peers import fetch_peer
+from dynamo_router._replica_bus import ReplicaBus
 from dynamo_router._router import KvRouter
 from dynamo_router._service import SelectionService
 from dynamo_router._settings import RouterSettings
@@ -34,6 +36,12 @@ class ServeSettings(DynamoSettings):
     peers: Annotated[
         list[str],
         Field(description="URLs of services like this one; workers and index of the first to answer are taken"),
+    ] = []  # noqa: RUF012 - pydantic copies defaults
+    replica_sync_bind: Annotated[
+        str, Field(description="ZMQ address to publish bookings on, tcp://HOST:PORT; empty keeps them to this service")
+    ] = ""
+    replica_sync_peers: Annotated[
+        list[str], Field(description="ZMQ addresses that other services publish their bookings on")
     ] = []  # noqa: RUF012 - pydantic copies defaults
 
 
@@ -70,6 +78,7 @@ async def _serve(settings: ServeSettings, routing: RouterSettings, write: Callab
     state = await fetch_peer(settings.peers)
     if state is not None:
         await service.adopt(state)
+    bus = await _join(service, settings, write)
     application = service.application(max_body_bytes=settings.max_body_bytes)
     upkeep = asyncio.create_task(service.upkeep())
     try:
@@ -79,6 +88,25 @@ async def _serve(settings: ServeSettings, routing: RouterSettings, write: Callab
     finally:
         upkeep.cancel()
         await asyncio.gather(upkeep, return_exceptions=True)
+        if bus is not None:
+            await bus.close()
+
+
+async def _join(service: SelectionService, settings: ServeSettings, write: Callable[[str], None]) -> ReplicaBus | None:
+    """Share bookings with other services, if that is asked for."""
+    if not settings.replica_sync_bind:
+        if settings.replica_sync_peers:
+            raise ConfigurationError(
+                "replica_sync_peers are named but not replica_sync_bind; give it too, or the peers hear nothing"
+            )
+        return None
+    bus = ReplicaBus(
+        settings.replica_sync_bind, settings.replica_sync_peers, on_message=service.hear, on_lost=service.missed
+    )
+    await bus.start()
+    service.share(bus.publish)
+    write(f"dynamo-router shares bookings on {bus.address}")
+    return bus
 
 
 def serve_index(argv: Sequence[str], write: Callable[[str], None]) -> int:

@@ -5,6 +5,7 @@ Callers register workers, post KV events and ask; one router serves each pool of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -107,8 +108,21 @@ class SelectionService:
         while True:
             for router in self._pools.routers.values():
                 router.expire()
+                router.beat()
                 router.refresh_metrics()
             await self._clock.sleep(UPKEEP_S)
+
+    def share(self, send: Callable[[bytes], object]) -> None:
+        """Tell other services what is booked here, through a function; what they say goes into ``hear``."""
+        self._pools.share(send)
+
+    def hear(self, publisher: int, payload: bytes) -> None:
+        """Take what another service, by its number, said."""
+        self._pools.hear(publisher, payload)
+
+    def missed(self, publisher: int) -> None:
+        """Note that messages of another service were lost."""
+        self._pools.missed(publisher)
 
     async def adopt(self, state: PeerState) -> None:
         """Take over a peer's workers and indexes; workers that are known already stay as they are.

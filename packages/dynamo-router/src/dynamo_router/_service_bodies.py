@@ -85,7 +85,7 @@ class SelectBody(Body, frozen=True):
     """A prompt to place, as tokens or as hashes.
 
     Attributes:
-        deadline_s: Seconds for which it is worth waiting for a worker; None for no limit.
+        deadline_s: Seconds for which it is worth waiting for a worker; None for what the hints say.
     """
 
     selection_id: str = ""
@@ -181,6 +181,14 @@ class OutputBlockBody(Body, frozen=True):
     """Output blocks that a request has filled since the last report."""
 
     blocks: Annotated[int, msgspec.Meta(ge=1)] = 1
+    decay_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.decay_fraction is not None:
+            raise ValueError(
+                "decay_fraction is not supported, since a block counts whole until its reservation ends; leave it out, "
+                "and end reservations when their requests end"
+            )
 
 
 class ProgressBody(Body, frozen=True):

@@ -26,7 +26,7 @@ class RouterSettings(DynamoSettings):
     ] = False
     use_kv_events: Annotated[bool, Field(description="Feed the index with the workers' KV events")] = True
     max_index_blocks: Annotated[
-        int, Field(ge=1, description="Most (worker, tier, block) entries of the KV index; about 130 bytes each")
+        int, Field(ge=1, description="Most (worker, tier, block) entries of the KV index; about 100 bytes each")
     ] = 8_000_000
     max_reservations: Annotated[int, Field(ge=1, description="Most requests booked at once")] = 100_000
     reservation_idle_s: Annotated[

@@ -10,9 +10,9 @@ from dynamo_core.enums import Tier
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.ids import WorkerId
 from dynamo_core.tokens import XXH3_1337_V1, PackedHashes, pack_hashes, require_algorithm, unpack_hashes
+from dynamo_router._index import BlockIndex
 from dynamo_router._indexer import Indexer, StreamState
 from dynamo_router._match import TIERS
-from dynamo_router._shelf import Shelf
 
 _NONE = PackedHashes(b"")
 
@@ -63,9 +63,7 @@ def take_snapshot(indexer: Indexer) -> IndexSnapshot:
         WorkerSnapshot(
             worker,
             tuple(
-                _shelf_snapshot(tier, shelf)
-                for tier, shelf in zip(TIERS, indexer.index.shelves(worker), strict=True)
-                if len(shelf)
+                _shelf_snapshot(indexer.index, worker, tier) for tier in TIERS if indexer.index.blocks_of(worker, tier)
             ),
             stream.last_id,
         )
@@ -94,15 +92,21 @@ def restore_worker(indexer: Indexer, snapshot: IndexSnapshot, worker: WorkerSnap
         indexer.index.hold(worker.worker, shelf.tier, _entries(shelf), named=bool(shelf.names))
 
 
-def _shelf_snapshot(tier: Tier, shelf: Shelf) -> ShelfSnapshot:
-    parents = shelf.parents()
-    roots = [key for key, parent in parents.items() if parent is None]
-    others = {key: parent for key, parent in parents.items() if parent is not None}
-    names = shelf.names() if shelf.uses_names else {}
+def _shelf_snapshot(index: BlockIndex, worker: WorkerId, tier: Tier) -> ShelfSnapshot:
+    roots: list[int] = []
+    others: list[int] = []
+    parents: list[int] = []
+    for key, parent in index.blocks(worker, tier):
+        if parent is None:
+            roots.append(key)
+        else:
+            others.append(key)
+            parents.append(parent)
+    names = index.names(worker, tier)
     return ShelfSnapshot(
         tier,
         pack_hashes([*roots, *others]),
-        pack_hashes(others.values()),
+        pack_hashes(parents),
         pack_hashes(names),
         pack_hashes(names.values()),
     )

@@ -11,11 +11,13 @@ from dynamo_core.errors import ConfigurationError, InvalidRequestError
 from dynamo_core.ids import WorkerId
 from dynamo_core.requests import RoutingHints
 from dynamo_core.routing import RoutingPhase
-from dynamo_router._cost import KvPolicy, softmax_pick
+from dynamo_router._cost import KvOptions, KvPolicy, softmax_pick
 from dynamo_router._lab_replay import VirtualClock
 from dynamo_router._pipeline import REST_S, Pipeline, load_policy, policy_hash
 from dynamo_router._policies import LeastLoadedPolicy, NoOptions, RandomPolicy, SimplePolicy
-from dynamo_router._policy import Candidate, Policy, Query, least
+from dynamo_router._policy import RENAMED, Candidate, Policy, Query, least
+from dynamo_router._settings import RouterSettings
+from dynamo_router._ttft import TtftOptions
 
 
 def query(tokens=160, size=16, **hints):
@@ -230,3 +232,21 @@ def test_a_slow_policy_rests_after_three_overruns_and_comes_back():
     clock.now_s += REST_S
     policy.step_s = 0.05
     assert [pipeline.choose(query(), candidates).policy.name for _ in range(4)] == ["slow"] * 4
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "ours"),
+    [
+        ("kv", {"overlap_score_credit": 1.0}, "overlap_score_credit is called overlap_credit here"),
+        ("ttft", {"queue_threshold": 16}, "queue_threshold is called busy_prefill_batches here"),
+    ],
+)
+def test_an_option_of_another_router_is_refused_with_its_name_here(policy, options, ours):
+    with pytest.raises(ConfigurationError, match=ours):
+        load_policy(policy, options)
+
+
+def test_every_renamed_option_exists():
+    known = {*KvOptions.__struct_fields__, *TtftOptions.__struct_fields__, *RouterSettings.model_fields}
+    assert set(RENAMED.values()) <= known
+    assert not RENAMED.keys() & known

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from dynamo_core.errors import (
 from dynamo_core.ids import WorkerId
 from dynamo_core.load import QueuedLoad
 from dynamo_core.requests import RoutingHints
-from dynamo_core.routing import RequestOutcome, RoutingRequest
+from dynamo_core.routing import RequestOutcome, RoutingDecision, RoutingRequest
 from dynamo_core.testing import FakeClock
 from dynamo_core.tokens import pack_tokens
 from dynamo_router import KvRouter, RouterSettings
@@ -289,6 +290,32 @@ async def test_deadlines_order_the_queue_and_end_the_wait():
     assert not tasks["patient"].done()
     router.complete(later.reservation, RequestOutcome(later.decision_id))
     assert (await tasks["patient"]).request_id == "patient"
+
+
+async def test_a_deadline_among_the_hints_orders_the_queue():
+    router = busy_router(A, queue_classes={"default": {"order": "edf"}})
+    held = await router.select(ask("first"))
+    tasks: list[asyncio.Task[RoutingDecision]] = []
+    for name, deadline in (("patient", None), ("later", 9.0), ("soon", 3.0)):
+        hurried = msgspec.structs.replace(ask(name), hints=RoutingHints(deadline_s=deadline))
+        tasks.append(asyncio.create_task(router.select(hurried)))
+    await settle()
+    served: list[str] = []
+    for _ in tasks:
+        router.complete(held.reservation, RequestOutcome(held.decision_id))
+        await settle()
+        held = next(task.result() for task in tasks if task.done() and task.result().request_id not in served)
+        served.append(held.request_id)
+    assert served == ["soon", "later", "patient"]
+
+
+async def test_a_deadline_that_is_no_number_is_refused():
+    router = busy_router(A)
+    await router.select(ask("first"))
+    hurried = msgspec.structs.replace(ask("second"), hints=RoutingHints(deadline_s=float("nan")))
+    with pytest.raises(InvalidRequestError, match="deadline_s is nan"):
+        await router.select(hurried)
+    assert router.queued().requests == 0
 
 
 async def test_load_is_shed_after_the_longest_wait():

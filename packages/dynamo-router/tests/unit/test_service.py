@@ -146,6 +146,8 @@ async def test_others_may_choose_and_book(client):
     answer = await call(client, "POST", "/reservations", {**prompt, "worker_id": 2, "dp_rank": 7}, 400)
     assert "7" in answer["error"]["message"]
     await call(client, "POST", f"{path}/output_block", {"blocks": 0}, 400)
+    refused = await call(client, "POST", f"{path}/output_block", {"decay_fraction": 0.5}, 400)
+    assert "leave it out" in refused["error"]["message"]
 
 
 async def test_prefill_and_decode_workers_are_chosen_apart():

@@ -23,6 +23,7 @@ EVENT_BLOCKS = 64
 DEPTHS = (16, 128, 1024)
 LOOKUPS = 2000
 QUERIED_SEQUENCES = 256
+CHURNED_SHARE = 4
 
 
 @dataclass
@@ -33,18 +34,23 @@ class Side:
         apply: Applies an event.
         lookup: Finds the holders of a prompt.
         events: Arguments of ``apply``.
+        churn: The same once caches are full: each new chunk of blocks is followed by the eviction of as many old ones.
+        churned_blocks: Blocks stored and blocks evicted in ``churn``, together.
         queries: Arguments of ``lookup`` by depth.
     """
 
     apply: Callable[..., object]
     lookup: Callable[[Any], object]
     events: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    churn: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    churned_blocks: int = 0
     queries: dict[int, list[Any]] = field(default_factory=lambda: {depth: list[Any]() for depth in DEPTHS})
 
 
 def main() -> None:
     """Measure one side."""
-    count = int(sys.argv[2]) // SEQUENCE_BLOCKS
+    # Whole rounds of workers, so that a sequence and the one that later takes its room are on the same worker.
+    count = max(int(sys.argv[2]) // SEQUENCE_BLOCKS // WORKERS, 2) * WORKERS
     side = _rival(count) if sys.argv[1] == "rival" else _ours(count, foreign=sys.argv[1] == "foreign")
     gc.collect()
     before = _resident_bytes()
@@ -63,6 +69,11 @@ def main() -> None:
     rng = random.Random(3)
     for depth, queries in side.queries.items():
         figures[f"router_lookup_{depth}"] = _median_us(side.lookup, [rng.choice(queries) for _ in range(LOOKUPS)])
+    cpu = time.process_time()
+    for event in side.churn:
+        side.apply(*event)
+    side.lookup(side.queries[16][0])
+    figures["router_churn"] = side.churned_blocks / (time.process_time() - cpu) / 1e6
     print(json.dumps(figures))
 
 
@@ -74,24 +85,55 @@ def _sequences(count: int) -> Iterator[tuple[int, list[int]]]:
 
 
 def _ours(count: int, *, foreign: bool = False) -> Side:
-    from dynamo_core.events import BlockStored
+    from dynamo_core.events import BlockRemoved, BlockStored
     from dynamo_core.ids import WorkerId
     from dynamo_core.tokens import chain_hashes, pack_hashes, unpack_hashes
     from dynamo_router._index import BlockIndex
 
     index, rng = BlockIndex(), random.Random(2)
     side = Side(index.apply, index.match)
-    for number, local in _sequences(count):
+
+    def chunks(number: int, local: list[int]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         chain = chain_hashes(local)
         names = [rng.getrandbits(64) for _ in chain] if foreign else chain
-        for start in range(0, SEQUENCE_BLOCKS, EVENT_BLOCKS):
-            stop = start + EVENT_BLOCKS
-            parent = names[start - 1] if start else None
-            event = BlockStored(start + 1, pack_hashes(names[start:stop]), pack_hashes(local[start:stop]), parent)
-            side.events.append((WorkerId(number % WORKERS + 1), event))
         if number < QUERIED_SEQUENCES:
             for depth, queries in side.queries.items():
                 queries.append(unpack_hashes(pack_hashes(chain[:depth])))
+        worker = WorkerId(number % WORKERS + 1)
+        stored = [
+            BlockStored(number, pack_hashes(names[first:stop]), pack_hashes(local[first:stop]), parent)
+            for first, stop, parent in _cuts(names)
+        ]
+        removed = [BlockRemoved(number, pack_hashes(gone)) for gone in _evictions(names)]
+        return [(worker, event) for event in stored], [(worker, event) for event in removed]
+
+    return _filled(side, count, chunks)
+
+
+def _cuts(names: list[int]) -> Iterator[tuple[int, int, int | None]]:
+    for first in range(0, SEQUENCE_BLOCKS, EVENT_BLOCKS):
+        yield first, first + EVENT_BLOCKS, names[first - 1] if first else None
+
+
+def _evictions(names: list[int]) -> Iterator[list[int]]:
+    """Yield what a full cache evicts of a sequence, its end first; the common prefix stays in use."""
+    for first in range(SEQUENCE_BLOCKS - EVENT_BLOCKS, -1, -EVENT_BLOCKS):
+        yield names[max(first, COMMON_BLOCKS) : first + EVENT_BLOCKS][::-1]
+
+
+def _filled(
+    side: Side, count: int, chunks: Callable[[int, list[int]], tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]]
+) -> Side:
+    old: list[list[tuple[Any, ...]]] = []
+    for number, local in _sequences(count + count // CHURNED_SHARE):
+        stored, removed = chunks(number, local)
+        if number < count:
+            side.events += stored
+            old.append(removed)
+            continue
+        for new, gone in zip(stored, old[number - count], strict=True):
+            side.churn += [new, gone]
+        side.churned_blocks += 2 * SEQUENCE_BLOCKS - COMMON_BLOCKS
     return side
 
 
@@ -101,17 +143,25 @@ def _rival(count: int) -> Side:
     tree: Any = RadixTree()
     side = Side(tree.apply_event, tree.find_matches)
     rng = random.Random(2)
-    for number, local in _sequences(count):
+
+    def chunks(number: int, local: list[int]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         names = [rng.getrandbits(64) for _ in local]
-        for start in range(0, SEQUENCE_BLOCKS, EVENT_BLOCKS):
-            stop = start + EVENT_BLOCKS
-            parent = names[start - 1] if start else None
-            event = _rival_event(start + 1, parent, names[start:stop], local[start:stop])
-            side.events.append((number % WORKERS, json.dumps(event).encode()))
         if number < QUERIED_SEQUENCES:
             for depth, queries in side.queries.items():
                 queries.append(local[:depth])
-    return side
+        stored = [
+            _rival_event(first + 1, parent, names[first:stop], local[first:stop])
+            for first, stop, parent in _cuts(names)
+        ]
+        removed = [
+            {"event_id": 1, "data": {"removed": {"block_hashes": gone}}, "dp_rank": 0} for gone in _evictions(names)
+        ]
+        worker = number % WORKERS
+        return [(worker, json.dumps(event).encode()) for event in stored], [
+            (worker, json.dumps(event).encode()) for event in removed
+        ]
+
+    return _filled(side, count, chunks)
 
 
 def _rival_event(number: int, parent: int | None, names: list[int], local: list[int]) -> dict[str, Any]:
