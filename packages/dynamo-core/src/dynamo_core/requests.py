@@ -97,7 +97,11 @@ class OutputOptions(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RoutingHints(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the caller asks of the router; all optional."""
+    """What the caller asks of the router; all optional.
+
+    ``deadline_s`` is how many seconds from now the request is worth waiting for a worker, None for no limit; it orders
+    requests that wait.
+    """
 
     instance_id: int | None = None
     dp_rank: int | None = None
@@ -114,6 +118,7 @@ class RoutingHints(msgspec.Struct, frozen=True, omit_defaults=True):
     excluded_instance_ids: tuple[int, ...] = ()
     required_taints: tuple[str, ...] = ()
     preferred_taints: dict[str, float] = {}
+    deadline_s: float | None = None
 
 
 class PrefillResult(msgspec.Struct, frozen=True, omit_defaults=True):

