@@ -47,6 +47,7 @@ class Script:
     before: Callable[[GenerateRequest], Awaitable[None]] | None = None
     sent: int = 0
     requests: list[GenerateRequest] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     stopped: int = 0
     raw: Callable[[GenerateRequest], Sequence[GenerateChunk]] | None = None
 
@@ -74,6 +75,7 @@ class ScriptedWorker:
         script = self.stack.script
         request = GENERATE_REQUEST.decode(payload)
         script.requests.append(request)
+        script.headers.append(dict(call.headers))
         if script.fail_with is not None:
             error, script.fail_with = script.fail_with, None
             raise error
@@ -114,7 +116,7 @@ class ScriptedWorker:
                 script.crash_after = None
                 await asyncio.sleep(0)
                 self.stack.plane.sever(self.address)
-                await asyncio.sleep(3600)
+                await asyncio.Event().wait()
             if last:
                 return
             await asyncio.sleep(0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import msgspec
@@ -97,6 +98,20 @@ class Admission:
                 reason="capacity.pool_exhausted",
                 retry_after_s=1.0,
             )
+
+    @contextlib.contextmanager
+    def entered(self, model: ServedModel) -> Generator[None, None, None]:
+        """Count a request for as long as the block runs.
+
+        Raises:
+            CapacityExhaustedError: as ``check``.
+        """
+        self.check(model)
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
 
     def enter(self) -> None:
         """Count a request in."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from dynamo_core.cards import ModelCard
@@ -23,8 +25,8 @@ _NO_HASHES = PackedHashes(b"")
 _NO_TOKENS = PackedTokens(b"")
 
 
-def attempt_request(request: GenerateRequest, ledger: TokenLedger) -> GenerateRequest:
-    """Return the request for the ledger's present attempt.
+def attempt_request(request: GenerateRequest, ledger: TokenLedger, left_s: float | None = None) -> GenerateRequest:
+    """Return the request for the ledger's present attempt, which may take ``left_s``.
 
     One choice goes on after its accepted tokens. Several choices have no common sequence to go on from: they are drawn
     again from the same seed, and what is known of them is checked and dropped.
@@ -32,20 +34,26 @@ def attempt_request(request: GenerateRequest, ledger: TokenLedger) -> GenerateRe
     if not ledger.attempt:
         return request
     if request.sampling.n > 1 or not ledger.total_tokens:
-        return msgspec.structs.replace(request, attempt=ledger.attempt)
+        return msgspec.structs.replace(request, attempt=ledger.attempt, deadline_s=left_s)
     return msgspec.structs.replace(
         request,
         attempt=ledger.attempt,
+        deadline_s=left_s,
         token_ids=ledger.continuation(request.token_ids),
         prompt_tokens=token_count(request.token_ids),
     )
+
+
+@lru_cache(maxsize=1024)
+def _hasher(block_size: int, lora: str, salt: str) -> BlockHasher:
+    return BlockHasher(block_size, lora, salt)
 
 
 def routing_request(request: GenerateRequest, card: ModelCard, excluded: tuple[WorkerId, ...]) -> RoutingRequest:
     """Return the question to the router, with the prompt hashed once."""
     local = sequence = _NO_HASHES
     if card.kv_block_size:
-        hasher = BlockHasher(card.kv_block_size, request.routing.lora, request.routing.cache_salt)
+        hasher = _hasher(card.kv_block_size, request.routing.lora, request.routing.cache_salt)
         blocks = token_count(request.token_ids) // card.kv_block_size
         media = block_media(request.parts, card.kv_block_size, blocks) if request.parts else ()
         hashes = hasher.hash_tokens(request.token_ids, mm_hashes=media)

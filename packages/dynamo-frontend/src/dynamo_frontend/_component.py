@@ -24,7 +24,6 @@ from dynamo_frontend._catalog import Catalog
 from dynamo_frontend._decisions_api import DECISIONS_PREFIX, DecisionsApi
 from dynamo_frontend._embeddings.api import EmbeddingsApi
 from dynamo_frontend._generate_api import GenerateApi
-from dynamo_frontend._generation import GenerationServices
 from dynamo_frontend._index_page import index_page
 from dynamo_frontend._kserve.credentials import TlsFiles
 from dynamo_frontend._kserve.grpc_server import KserveGrpcServer
@@ -41,6 +40,7 @@ from dynamo_frontend._responses.api import ResponsesApi
 from dynamo_frontend._resume.streams import ResumableStreams, ResumeLimits
 from dynamo_frontend._routes import Route, Routes
 from dynamo_frontend._server import HttpServer
+from dynamo_frontend._services import GenerationServices
 from dynamo_frontend._settings import FrontendSettings
 from dynamo_frontend._status_api import MODELS_PATH, StatusApi
 from dynamo_frontend._tokenize import TokenCache
@@ -78,6 +78,7 @@ class Frontend:
             context.clock,
             self._metrics,
             migration_limit=settings.migration_limit,
+            timeout_s=settings.request_timeout_s,
         )
         thresholds = BusyThresholds(settings.busy_kv_share, settings.busy_prompt_tokens)
         self._admission = Admission(settings.max_concurrent_requests, thresholds, context.clock)

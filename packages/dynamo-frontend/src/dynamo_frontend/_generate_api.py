@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,11 +13,12 @@ from dynamo_core.requests import Usage
 from dynamo_core.tokens import token_count
 from dynamo_frontend._admission import Admission
 from dynamo_frontend._catalog import ServedModel
-from dynamo_frontend._generation import Generation, GenerationServices
+from dynamo_frontend._generation import Generation
 from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._observe import Observation, trace_fields
 from dynamo_frontend._openai.fields import BodyDecoder, ChatRequest, CommonFields, CompletionRequest
+from dynamo_frontend._openai.hints import TIMEOUT_HEADER, time_limit_s
 from dynamo_frontend._openai.logprobs import LogprobFormat
 from dynamo_frontend._openai.options import check_ranges
 from dynamo_frontend._openai.stream import ChatStream, CompletionStream, ReplyHead, StreamUsage
@@ -24,7 +26,8 @@ from dynamo_frontend._openai.whole import ChatWhole, CompletionWhole
 from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._plan import GeneratePlan, plan_chat, plan_completion
 from dynamo_frontend._reply import ChoiceText, Reply, ReplyWriter
-from dynamo_frontend._request_id import request_id_of
+from dynamo_frontend._request_id import request_id_of, trace_of
+from dynamo_frontend._services import GenerationServices
 from dynamo_frontend._stop import StopMatcher
 from dynamo_frontend._trace import TracedRequest, TraceLog
 from dynamo_frontend._traffic import TrafficLog
@@ -87,16 +90,13 @@ class GenerateApi:
         """``POST /v1/chat/completions``."""
         fields: ChatRequest = _CHAT.decode(request.body)
         model = self.find(fields, ModelType.CHAT)
-        await self.serve(
-            fields, model, plan_chat, request, response, ReplyForm("chat_completions", "chatcmpl-", _chat_writer)
-        )
+        await self.serve(fields, model, plan_chat, request, response, _CHAT_FORM)
 
     async def completions(self, request: HttpRequest, response: HttpResponse) -> None:
         """``POST /v1/completions``."""
         fields: CompletionRequest = _COMPLETION.decode(request.body)
         model = self.find(fields, ModelType.COMPLETIONS)
-        form = ReplyForm("completions", "cmpl-", _completion_writer)
-        await self.serve(fields, model, plan_completion, request, response, form)
+        await self.serve(fields, model, plan_completion, request, response, _COMPLETION_FORM)
 
     def find(self, fields: CommonFields, kind: ModelType) -> ServedModel:
         """Return the model of a request whose numbers are within the API's limits.
@@ -123,13 +123,33 @@ class GenerateApi:
             )
         return model
 
-    def admit(self, model: ServedModel) -> None:
-        """Refuse a request that could only wait.
+    def limit_s(self, request: HttpRequest) -> float | None:
+        """Return the seconds that a request may take; None for no limit.
+
+        Raises:
+            InvalidRequestError: if its header asks for something else.
+        """
+        most_s = self.services.timeout_s
+        return time_limit_s(request.headers, most_s) if TIMEOUT_HEADER in request.headers else most_s
+
+    @contextlib.contextmanager
+    def counted(self, model: ServedModel, endpoint: str) -> Generator[None, None, None]:
+        """Admit a request that the block answers, and count it from its start to its end.
 
         Raises:
             CapacityExhaustedError: as ``Admission.check``.
         """
-        self._admission.check(model)
+        observation = self.observe(model, endpoint, stream=False)
+        failure: DynamoError | None = CancelledRequestError("The client left.")
+        try:
+            with self._admission.entered(model):
+                yield
+            failure = None
+        except DynamoError as error:
+            failure = error
+            raise
+        finally:
+            observation.end((), failure)
 
     async def serve(
         self,
@@ -148,9 +168,9 @@ class GenerateApi:
         observation = self.observe(model, form.endpoint, stream=bool(fields.stream))
         request_id = request_id_of(request)
         try:
-            self.admit(model)
+            self._admission.check(model)
             plan = await planner(fields, model)
-            requests = plan.requests(request_id, request.headers)
+            requests = plan.requests(request_id, request.headers, self.limit_s(request))
             reserved = _reserve(request, plan)
         except DynamoError as error:
             observation.end((), error)
@@ -179,9 +199,10 @@ class GenerateApi:
                 self._trace.note(self._traced(fields, plan, request))
 
         reply = form.reply(_choice_texts(plan), writer, over)
+        trace = trace_of(request)
         for index, item in enumerate(requests):
             sink = reply.sink(index, plan.choices_per_prompt)
-            reply.generations.append(Generation(model, item, sink, self.services))
+            reply.generations.append(Generation(model, item, sink, self.services, trace))
         self._admission.enter()
         response.on_disconnect(lambda: reply.cancel(CancelledRequestError("The client left.")))
         response.on_drain(reply.resume)
@@ -214,10 +235,16 @@ def _reserve(request: HttpRequest, plan: GeneratePlan) -> int:
     return tokens
 
 
-def _reply_headers(request: HttpRequest, request_id: str, reply: Reply) -> dict[str, str]:
+def caller_headers(request: HttpRequest, request_id: str) -> dict[str, str]:
+    """Return the response headers that every answer to a request has."""
     headers = {"x-request-id": request_id}
     if request.caller is not None:
         headers |= request.caller.headers()
+    return headers
+
+
+def _reply_headers(request: HttpRequest, request_id: str, reply: Reply) -> dict[str, str]:
+    headers = caller_headers(request, request_id)
     decision = reply.generations[0].decision if reply.generations else None
     if decision is not None:
         headers["x-dynamo-worker-id"] = str(decision.worker)
@@ -280,3 +307,7 @@ def _completion_writer(response: HttpResponse, plan: GeneratePlan, head: ReplyHe
     if plan.fields.stream:
         return CompletionStream(response, head, usage, logprobs, plan.echoes)
     return CompletionWhole(response, head, len(plan.prompts) * plan.choices_per_prompt, logprobs, plan.echoes)
+
+
+_CHAT_FORM = ReplyForm("chat_completions", "chatcmpl-", _chat_writer)
+_COMPLETION_FORM = ReplyForm("completions", "cmpl-", _completion_writer)

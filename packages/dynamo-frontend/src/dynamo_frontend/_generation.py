@@ -6,60 +6,29 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dynamo_core.clock import Clock
+import msgspec
+
 from dynamo_core.enums import FinishReason
 from dynamo_core.errors import (
     BackendProtocolError,
+    DeadlineExceededError,
     DynamoError,
     UnavailableError,
     as_dynamo_error,
 )
 from dynamo_core.ids import WorkerId
-from dynamo_core.planes import DEFAULT_CREDIT_ITEMS, Call, CallOptions, RequestPlane
+from dynamo_core.planes import DEFAULT_CREDIT_ITEMS, Call, CallOptions
 from dynamo_core.requests import GenerateChunk, GenerateRequest, Usage
 from dynamo_core.routing import RequestOutcome, RoutingDecision
-from dynamo_core.telemetry import trace_headers
-from dynamo_core.tokens import PackedHashes, token_count
+from dynamo_core.tokens import token_count
 from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST
 from dynamo_frontend._attempts import attempt_request, chunk_error, routing_request
-from dynamo_frontend._catalog import Catalog, ServedModel
+from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._ledger import TokenLedger
-from dynamo_frontend._metrics import FrontendMetrics
+from dynamo_frontend._services import GenerationServices, GenerationTiming
 from dynamo_frontend._sink import GenerationSink
 
 PROGRESS_EVERY_TOKENS = 32
-_NO_HASHES = PackedHashes(b"")
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationServices:
-    """What every generation uses.
-
-    Attributes:
-        catalog: Where workers are.
-        plane: How they are reached.
-        clock: Time.
-        metrics: Counts.
-        migration_limit: Most continuations.
-        deadline_s: Most seconds of one attempt; None without a limit.
-    """
-
-    catalog: Catalog
-    plane: RequestPlane
-    clock: Clock
-    metrics: FrontendMetrics
-    migration_limit: int = 3
-    deadline_s: float | None = None
-
-
-@dataclass(slots=True)
-class GenerationTiming:
-    """When things happened, in monotonic seconds."""
-
-    started_s: float
-    first_token_s: float | None = None
-    last_token_s: float | None = None
-    ended_s: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -92,20 +61,28 @@ class Generation:
         request: The request, attempt 0.
         sink: Where output goes.
         services: What it uses.
+        trace: Headers of the trace it is part of.
     """
 
     def __init__(
-        self, model: ServedModel, request: GenerateRequest, sink: GenerationSink, services: GenerationServices
+        self,
+        model: ServedModel,
+        request: GenerateRequest,
+        sink: GenerationSink,
+        services: GenerationServices,
+        trace: dict[str, str] | None = None,
     ) -> None:
         self.request = request
         self._now = services.clock.monotonic()
         self.timing = GenerationTiming(self._now)
+        self._deadline_at_s = None if request.deadline_s is None else self._now + request.deadline_s
         self.prompt_tokens = token_count(request.token_ids)
         self.migrations = 0
         self.decision: RoutingDecision | None = None
         self.over = False
         self._model = model
         self._sink = sink
+        self._trace = trace or {}
         self._services = services
         self._ledger = TokenLedger(
             request.sampling.n,
@@ -210,16 +187,20 @@ class Generation:
     async def _open(self) -> None:
         # None until a worker is chosen: a failure to choose one is final, there is nothing to move away from.
         self._attempt = None
-        request = attempt_request(self.request, self._ledger)
+        request = attempt_request(self.request, self._ledger, self._time_left_s())
         excluded = (*self._model.excluded, *self._excluded)
         decision = await self._model.router.select(routing_request(request, self._model.card, excluded))
         self.decision = decision
         attempt = self._attempt = _Attempt(self, decision)
         address = await self._services.catalog.address(self._model.endpoint, decision.worker.instance_id)
+        # Looked at again: the router may have let the request wait.
+        left_s = self._time_left_s()
+        if left_s is not None:
+            request = msgspec.structs.replace(request, deadline_s=left_s)
         options = CallOptions(
             request_id=request.request_id,
-            deadline_s=self._services.deadline_s,
-            headers=trace_headers(),
+            deadline_s=left_s,
+            headers=self._trace,
             credit_items=DEFAULT_CREDIT_ITEMS,
             schema=self._model.card.endpoint_types.request,
         )
@@ -230,6 +211,19 @@ class Generation:
         else:
             attempt.call = call
             self.resume()
+
+    def _time_left_s(self) -> float | None:
+        """Return what the present attempt may take; None without a limit.
+
+        Raises:
+            DeadlineExceededError: if nothing is left.
+        """
+        if self._deadline_at_s is None:
+            return None
+        left_s = self._deadline_at_s - self._services.clock.monotonic()
+        if left_s <= 0:
+            raise DeadlineExceededError("The request's time ran out before a worker could take it.")
+        return left_s
 
     def _take_chunk(self, attempt: _Attempt, chunk: GenerateChunk) -> None:
         if chunk.attempt != self._ledger.attempt:
@@ -284,7 +278,7 @@ class Generation:
         if self._ledger.open_choices:
             return
         self.over = True
-        self.timing.ended_s = self._services.clock.monotonic()
+        self.timing.ended_s = self._now
         attempt = self._attempt
         if self._cached_tokens is None and self.decision is not None:
             # Ended by a stop string before the worker's own count came: the router's expectation stands in.
@@ -383,18 +377,15 @@ class Generation:
         if decision.reservation is None:
             return
         timing = self.timing
-        now = self._services.clock.monotonic()
         first = timing.first_token_s
-        self._model.router.complete(
-            decision.reservation,
-            RequestOutcome(
-                decision_id=decision.decision_id,
-                finish_reason=reason,
-                prompt_tokens=self.prompt_tokens,
-                output_tokens=self._ledger.total_tokens,
-                cached_tokens=self._cached_tokens,
-                ttft_s=None if first is None else first - timing.started_s,
-                duration_s=now - timing.started_s,
-                error_reason=error_reason,
-            ),
+        outcome = RequestOutcome(
+            decision.decision_id,
+            reason,
+            self.prompt_tokens,
+            self._ledger.total_tokens,
+            self._cached_tokens,
+            None if first is None else first - timing.started_s,
+            (timing.ended_s or self._services.clock.monotonic()) - timing.started_s,
+            error_reason,
         )
+        self._model.router.complete(decision.reservation, outcome)

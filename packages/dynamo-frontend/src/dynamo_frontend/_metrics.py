@@ -59,6 +59,7 @@ class ModelSeries:
     """The series of one model, endpoint and request type, looked up once."""
 
     started: Count
+    succeeded: Count
     active: Count
     duration: Distribution
     ttft: Distribution
@@ -124,6 +125,7 @@ class FrontendMetrics:
         if found is None:
             found = self._series[key] = ModelSeries(
                 started=self._started.labels(model=model, endpoint=endpoint, request_type=request_type),
+                succeeded=self._ended(model, endpoint, request_type, "success", ""),
                 active=self._active.labels(model=model),
                 duration=self._duration.labels(model=model),
                 ttft=self._ttft.labels(model=model),
@@ -135,19 +137,18 @@ class FrontendMetrics:
             )
         return found
 
-    def ended(self, model: str, endpoint: str, request_type: str, error_type: str = "") -> None:
-        """Count a request that ended."""
-        self._requests.labels(
-            model=model,
-            endpoint=endpoint,
-            request_type=request_type,
-            status="error" if error_type else "success",
-            error_type=error_type,
-        ).inc()
+    def failed(self, model: str, endpoint: str, request_type: str, error_type: str) -> None:
+        """Count a request that ended with an error."""
+        self._ended(model, endpoint, request_type, "error", error_type).inc()
         if error_type == "cancelled":
             self._cancellations.labels(model=model, endpoint=endpoint, request_type=request_type).inc()
         elif error_type == "overload":
             self._rejections.labels(model=model, endpoint=endpoint).inc()
+
+    def _ended(self, model: str, endpoint: str, request_type: str, status: str, error_type: str) -> Count:
+        return self._requests.labels(
+            model=model, endpoint=endpoint, request_type=request_type, status=status, error_type=error_type
+        )
 
     def migrated(self, model: str, *, ongoing: bool) -> None:
         """Count a continuation."""

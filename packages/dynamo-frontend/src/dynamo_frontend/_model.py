@@ -36,6 +36,7 @@ _DEFAULT_NAMES = {
     "chat_template": "chat_template.jinja",
     "generation_config": "generation_config.json",
 }
+_NO_TOOLS = {said: ParserContext(reasoning_open=said) for said in (None, False, True)}
 
 
 class ModelText:
@@ -94,13 +95,16 @@ class ModelText:
             reasoning_open: What the prompt says of the reasoning.
         """
         with_tools = bool(tools) and self._tools is not None
-        if not with_tools and self._reasoning is None:
-            return None
+        if not with_tools:
+            if self._reasoning is None:
+                return None
+            context = _NO_TOOLS[reasoning_open]
+            return ParserChain(self._reasoning(context), None, needs_special_tokens=self._reasoning_special)
         functions = [tool["function"] for tool in tools]
         context = ParserContext({item["name"]: item.get("parameters") or {} for item in functions}, reasoning_open)
-        tool_parser = self._tools(context) if with_tools and self._tools is not None else None
+        tool_parser = self._tools(context) if self._tools is not None else None
         reasoning = self._reasoning(context) if self._reasoning is not None else None
-        special = self._reasoning_special or (with_tools and self._tools_special)
+        special = self._reasoning_special or self._tools_special
         return ParserChain(reasoning, tool_parser, needs_special_tokens=special)
 
     def _shows_markers_of(self, family: ParserFamily) -> bool:

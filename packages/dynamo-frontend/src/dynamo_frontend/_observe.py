@@ -46,8 +46,10 @@ class Observation:
         series = self._series
         series.active.dec()
         series.duration.observe(self._clock.monotonic() - self._began)
-        kind = metric_error_type(error) if error is not None else ""
-        self._metrics.ended(self._model, self._endpoint, self._type, kind)
+        if error is None:
+            series.succeeded.inc()
+        else:
+            self._metrics.failed(self._model, self._endpoint, self._type, metric_error_type(error))
         ended = EndedRequest(self._model, failed=error is not None and error.http_status >= 500)
         for generation in generations:
             self._add(generation, ended)

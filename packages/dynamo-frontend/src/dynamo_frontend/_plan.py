@@ -17,7 +17,7 @@ from dynamo_frontend._media.parts import MediaCollector
 from dynamo_frontend._media.source import place_parts
 from dynamo_frontend._messages import template_messages
 from dynamo_frontend._openai.fields import ChatRequest, CommonFields, CompletionRequest
-from dynamo_frontend._openai.hints import routing_hints
+from dynamo_frontend._openai.hints import block_hints, routing_hints
 from dynamo_frontend._openai.options import guided_decoding
 from dynamo_frontend._parsers.contract import OutputParser
 from dynamo_frontend._tools import chosen_tools, response_constraint
@@ -67,8 +67,13 @@ class GeneratePlan:
         """Choices of each prompt."""
         return self.fields.n or 1
 
-    def requests(self, request_id: str, headers: dict[str, str]) -> list[GenerateRequest]:
+    def requests(self, request_id: str, headers: dict[str, str], limit_s: float | None = None) -> list[GenerateRequest]:
         """Return the worker requests, one a prompt.
+
+        Args:
+            request_id: The request.
+            headers: Its headers.
+            limit_s: Most seconds that it may take; None for no limit.
 
         Raises:
             InvalidRequestError: if a prompt does not fit the model's context, or an option is out of its limits.
@@ -80,6 +85,7 @@ class GeneratePlan:
             skip_special_tokens=True if fields.skip_special_tokens is None else fields.skip_special_tokens,
         )
         routing = adapter_hints(routing_hints(fields, headers), self.model)
+        future = block_hints(fields, headers, routing)
         several = len(self.prompts) > 1
         return [
             GenerateRequest(
@@ -92,6 +98,8 @@ class GeneratePlan:
                 output=output,
                 routing=routing,
                 eos_token_ids=self.model.card.eos_token_ids,
+                deadline_s=limit_s,
+                block_hints=future,
             )
             for index, prompt in enumerate(self.prompts)
         ]

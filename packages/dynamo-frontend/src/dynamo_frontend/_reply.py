@@ -199,40 +199,25 @@ class Reply:
     def take(self, choice: int, token_ids: list[int], logprobs: Sequence[TokenLogprob]) -> int | None:
         """Take new tokens of a choice; see ``GenerationSink.tokens``."""
         state = self._choices[choice]
-        if state.parser is not None:
-            return self._take_parsed(state, state.parser, choice, token_ids, logprobs)
-        text, counted = state.push(token_ids)
+        parser = state.parser
+        if parser is None:
+            text, counted = state.push(token_ids)
+            if counted is not None and logprobs:
+                logprobs = logprobs[:counted]
+            if text or logprobs:
+                self.writer.text(choice, text, logprobs)
+            return counted
+        if state.thinking:
+            deltas, counted = _think(state, parser, token_ids)
+        else:
+            text, counted = state.push(token_ids)
+            deltas = parser.feed(text) if text else ()
         if counted is not None and logprobs:
             logprobs = logprobs[:counted]
-        if text or logprobs:
-            self.writer.text(choice, text, logprobs)
-        return counted
-
-    def _take_parsed(
-        self,
-        state: ChoiceText,
-        parser: OutputParser,
-        choice: int,
-        token_ids: list[int],
-        logprobs: Sequence[TokenLogprob],
-    ) -> int | None:
-        deltas: list[ParsedDelta] = []
-        counted: int | None = None
-        done = 0
-        while done < len(token_ids) and counted is None:
-            # One by one until the answer begins: how many tokens were reasoning must not depend on their batches.
-            piece = token_ids[done : done + 1] if state.thinking else token_ids[done:]
-            text, met = state.push(piece)
-            found = parser.feed(text) if text else ()
-            state.note(found, len(piece))
-            deltas.extend(found)
-            counted = None if met is None else done + met
-            done += len(piece)
-        if counted is not None and logprobs:
-            logprobs = logprobs[:counted]
-        self._write_parsed(choice, deltas, logprobs)
-        if counted is None and state.wants_no_more:
-            return len(token_ids)
+        if deltas or logprobs:
+            self._write_parsed(choice, deltas, logprobs)
+            if counted is None and state.wants_no_more:
+                return len(token_ids)
         return counted
 
     def finish_choice(self, choice: int, reason: FinishReason) -> None:
@@ -294,6 +279,8 @@ class Reply:
     def usage(self) -> Usage:
         """Sum over the prompts."""
         parts = [generation.usage for generation in self.generations]
+        if len(parts) == 1 and (parts[0].reasoning_tokens or not any(c.reasoning_tokens for c in self._choices)):
+            return parts[0]
         return Usage(
             sum(part.prompt_tokens for part in parts),
             sum(part.completion_tokens for part in parts),
@@ -318,12 +305,14 @@ class Reply:
         for delta in deltas:
             if state.wants_no_more:
                 break
-            match delta:
-                case TextDelta(text=text, reasoning=False):
-                    writer.text(choice, text, logprobs)
+            if isinstance(delta, TextDelta):
+                if delta.reasoning:
+                    writer.reasoning(choice, delta.text)
+                else:
+                    writer.text(choice, delta.text, logprobs)
                     logprobs = ()
-                case TextDelta(text=text):
-                    writer.reasoning(choice, text)
+                continue
+            match delta:
                 case CallStart(name=name):
                     writer.call_start(choice, state.count_call(), name)
                 case ArgumentsDelta(text=text):
@@ -333,6 +322,25 @@ class Reply:
                     writer.call_end(choice, complete=complete)
         if logprobs:
             self.writer.text(choice, "", logprobs)
+
+
+def _think(state: ChoiceText, parser: OutputParser, token_ids: list[int]) -> tuple[list[ParsedDelta], int | None]:
+    """Take tokens while the answer has yet to begin; return what they are, and how many count if a stop string was met.
+
+    One by one until it begins: how many tokens were reasoning must not depend on their batches.
+    """
+    deltas: list[ParsedDelta] = []
+    done = 0
+    while done < len(token_ids):
+        piece = token_ids[done : done + 1] if state.thinking else token_ids[done:]
+        text, met = state.push(piece)
+        found = parser.feed(text) if text else ()
+        state.note(found, len(piece))
+        deltas.extend(found)
+        if met is not None:
+            return deltas, done + met
+        done += len(piece)
+    return deltas, None
 
 
 __all__ = ["ChoiceText", "PromptSink", "Reply", "ReplyWriter"]

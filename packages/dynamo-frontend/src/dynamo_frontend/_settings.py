@@ -78,6 +78,12 @@ class FrontendSettings(HttpSettings):
     migration_limit: int = Field(
         default=3, ge=0, le=16, description="Times a request may continue on another worker; 0 turns it off"
     )
+    request_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most seconds of one generation, over all workers it takes; unset for no limit. The header "
+        "x-dynamo-timeout-s asks for less",
+    )
     tool_call_parser: str = Field(
         default="",
         description="Tool-call parser in place of the one the worker names or the template shows; `none` for no parser",

@@ -34,6 +34,9 @@ class ToolPlan:
     parser: Callable[[], OutputParser] | None = None
 
 
+_NO_TOOLS = ToolPlan()
+
+
 def chosen_tools(fields: ChatRequest, model: ServedModel) -> ToolPlan:
     """Return what the tools of a chat mean.
 
@@ -44,10 +47,10 @@ def chosen_tools(fields: ChatRequest, model: ServedModel) -> ToolPlan:
     if not fields.tools:
         if choice not in (None, "none", "auto"):
             raise InvalidRequestError("tool_choice needs tools.", param="tool_choice")
-        return ToolPlan()
+        return _NO_TOOLS
     _check_tools(fields.tools)
     if choice == "none":
-        return ToolPlan()
+        return _NO_TOOLS
     tools = [cast("dict[str, Any]", msgspec.to_builtins(tool)) for tool in fields.tools]
     if choice not in (None, "auto"):
         return _forced(choice, tools, model.card.capabilities)

@@ -27,7 +27,8 @@ class Sample:
         if len(self.values) < MAX_SAMPLES:
             self.values.append(value)
             return
-        place = self._random.randrange(self._seen)
+        # Not randrange, which costs three times as much to be exact where thousands are not.
+        place = int(self._random.random() * self._seen)
         if place < MAX_SAMPLES:
             self.values[place] = value
 

@@ -1,14 +1,17 @@
 """API keys and rate limits, alone and in front of the APIs."""
 
 import stat
+import struct
 
 import anthropic
 import msgspec
 import openai
 import pytest
 
-from dynamo_core.errors import ConfigurationError, RateLimitedError
-from dynamo_core.requests import RoutingHints
+from dynamo_core.content import tensor_part
+from dynamo_core.enums import FinishReason, ModelType
+from dynamo_core.errors import ConfigurationError, InternalError, RateLimitedError
+from dynamo_core.requests import GenerateChunk, RoutingHints
 from dynamo_core.telemetry import Metrics
 from dynamo_core.testing import FakeClock
 from dynamo_frontend._access.access import RELOAD_EVERY_S, Access, Caller
@@ -171,6 +174,84 @@ async def test_tokens_that_are_not_left_are_refused(stack, path):
     caller.reserve(280)
     reply = await stack.post("/v1/chat/completions", body(max_tokens=200), bearer(key))
     assert (reply.status, reply.json["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+def ids_of(stack):
+    return [len(request.token_ids) // 4 for request in stack.script.requests]
+
+
+GENERATIONS = {
+    "/v1/completions": {"prompt": ["one", "two three"], "n": 2, "max_tokens": 50},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 50},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50},
+    "/inference/v1/generate": {"token_ids": [5, 6], "sampling_params": {"max_tokens": 50}},
+    "/v2/models/tiny/generate": {"text_input": "Hi", "parameters": {"max_tokens": 50}},
+}
+
+
+@pytest.mark.parametrize("api", GENERATIONS)
+async def test_every_generation_is_charged_for_its_prompts_and_what_it_made(stack, path, api):
+    stack.say("one two three")
+    key = add(path, tokens_per_minute=10_000)
+    await stack.start(workers=0, api_keys_file=str(path))
+    await stack.add_worker(1)
+    await stack.ready()
+    named = {} if api.startswith("/v2") else {"model": "tiny"}
+    reply = await stack.post(api, {**named, **GENERATIONS[api]}, bearer(key))
+    assert reply.status == 200, reply.body
+    (caller,) = stack.frontend._access._callers.values()
+    made = len(stack.script.output) * sum(request.sampling.n for request in stack.script.requests)
+    assert caller._tokens._level == pytest.approx(10_000 - sum(ids_of(stack)) - made, abs=40)
+    caller.reserve(10_000 - 40)
+    assert (await stack.post(api, {**named, **GENERATIONS[api]}, bearer(key))).status == 429
+
+
+VECTORS = {
+    "/v1/embeddings": {"input": ["one", "two three"]},
+    "/v1/rerank": {"query": "one", "documents": ["two three", "four"]},
+}
+
+
+@pytest.mark.parametrize("api", VECTORS)
+async def test_vectors_are_charged_for_their_texts_unless_they_fail(stack, path, api):
+    part = tensor_part(struct.pack("<2f", 1, 0.5), shape=(2,), dtype="f32")
+    stack.script.raw = lambda request: [GenerateChunk(parts=(part,), finish_reason=FinishReason.STOP)]
+    stack.card = msgspec.structs.replace(stack.card, model_types=(ModelType.EMBEDDING,))
+    key = add(path, tokens_per_minute=1000)
+    await stack.start(workers=0, api_keys_file=str(path), migration_limit=0)
+    await stack.add_worker(1)
+    await stack.ready()
+    reply = await stack.post(api, {"model": "tiny", **VECTORS[api]}, bearer(key))
+    used = sum(ids_of(stack))
+    assert reply.status == 200
+    assert used == reply.json["usage"]["total_tokens"] > 0
+    assert int(reply.headers["x-ratelimit-remaining-tokens"]) in range(1000 - used, 1000 - used + 9)
+    (caller,) = stack.frontend._access._callers.values()
+    stack.script.fail_with = InternalError("broken")
+    before = caller._tokens.remaining
+    assert (await stack.post(api, {"model": "tiny", **VECTORS[api]}, bearer(key))).status == 500
+    assert caller._tokens.remaining >= before
+    caller.reserve(caller._tokens.remaining)
+    refused = await stack.post(api, {"model": "tiny", **VECTORS[api]}, bearer(key))
+    assert (refused.status, refused.json["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert stack.frontend._admission.active == 0
+
+
+async def test_a_stream_is_its_keys_alone(stack, path):
+    stack.say("fine words")
+    mine, colleague = add(path, tenant="acme"), add(path, tenant="acme")
+    await stack.start(workers=0, api_keys_file=str(path))
+    await stack.add_worker(1)
+    await stack.ready()
+    for api, kind in (("/v1/chat/completions", "invalid_request_error"), ("/v1/messages", "not_found_error")):
+        given = body(stream=True, max_tokens=50)
+        whole = await stack.post(api, given, {**bearer(mine), "x-dynamo-stream-resume": "true"})
+        event_id = whole.body.partition(b"\n")[0].removeprefix(b"id: ").decode()
+        other = await stack.post(api, given, {**bearer(colleague), "last-event-id": event_id})
+        assert (other.status, other.json["error"]["type"]) == (404, kind)
+        again = await stack.post(api, given, {**bearer(mine), "last-event-id": event_id})
+        assert again.status == 200
+        assert whole.body.endswith(again.body)
 
 
 async def test_file_is_read_again_when_it_changes(path):

@@ -97,7 +97,7 @@ async def test_a_conversation_in_a_terminal(stack, terminal):
 
     async def hold(request):
         arrived.set()
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
     stack.script.before = hold
     terminal.type("And you?\n")

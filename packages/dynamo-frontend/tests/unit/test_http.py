@@ -78,7 +78,7 @@ class Harness:
 
     async def wait(self, request, response):
         try:
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.tasks_cancelled += 1
             raise

@@ -218,7 +218,7 @@ async def test_client_that_leaves_during_a_continuation_frees_everything(stack, 
     async def hold(request):
         if request.attempt:
             arrived.set()
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
 
     stack.script.before = hold
     stack.script.crash_after = 2
@@ -231,3 +231,42 @@ async def test_client_that_leaves_during_a_continuation_frees_everything(stack, 
     async with asyncio.timeout(10):
         while 'active_requests{model="tiny"} 0.0' not in (await stack.get("/metrics")).body.decode():
             await asyncio.sleep(0)
+
+
+async def test_a_continuation_has_what_is_left_of_the_time(stack):
+    stack.say("one two three four")
+    await stack.start(workers=2, request_timeout_s=300.0)
+    stack.script.crash_after = 2
+    assert (await stack.chat()).status == 200
+    first, second = stack.script.requests
+    assert 0 < second.deadline_s < first.deadline_s <= 300.0
+
+
+async def test_time_that_runs_out_is_an_error_and_stops_the_worker(stack):
+    await stack.start(workers=2)
+
+    async def hold(request):
+        await asyncio.Event().wait()
+
+    stack.script.before = hold
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+    reply = await stack.post("/v1/chat/completions", body, {"x-dynamo-timeout-s": "0.05"})
+    assert (reply.status, reply.json["error"]["code"]) == (504, "request.deadline_exceeded")
+    assert len(stack.script.requests) == 1, "another worker has no more time than this one"
+
+
+async def test_no_worker_is_asked_once_the_time_is_over(stack):
+    await stack.start(workers=2, request_timeout_s=0.02)
+    router = stack.frontend._catalog.find("tiny").router
+    select = router.select
+
+    async def slowly(request):
+        decision = await select(request)
+        await asyncio.sleep(0.03)
+        return decision
+
+    router.select = slowly
+    reply = await stack.chat()
+    assert (reply.status, reply.json["error"]["code"]) == (504, "request.deadline_exceeded")
+    assert not stack.script.requests
+    assert not router._bookings

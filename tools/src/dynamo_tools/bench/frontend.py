@@ -173,17 +173,25 @@ def _open_streams(folder: Path, side: Side, options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _frontend(folder: Path, engine: tuple[str, ...], options: tuple[str, ...] = ()) -> Generator[Server, None, None]:
+def _frontend(
+    folder: Path, engine: tuple[str, ...], options: tuple[str, ...] = (), **others: tuple[str, ...]
+) -> Generator[Server, None, None]:
     place, port = Place.here(), free_port()
     discovery = tempfile.mkdtemp(dir=folder)
     planes = ["--discovery", f"file://{discovery}", "--log-level", "warning"]
     ours = [sys.executable, "-m", "dynamo_runtime"]
-    names = ["--model", str(_TINYLM), "--model-name", _MODEL]
     roomy = ["--engine-request-limit", "20000", "--request-queue-limit", "20000"]
-    worker = [*ours, "worker", *planes, "--engine", "mock", *names, *roomy, *engine]
+    worker = [*ours, "worker", *planes, "--engine", "mock", "--model", str(_TINYLM), *roomy, "--model-name"]
     front = [*ours, "frontend", *planes, "--router", "round-robin", "--http-port", str(port), *options]
-    with process(worker, place.others, folder) as back, process(front, place.server, folder) as child:
-        wait_for_model(port, _MODEL, [child, back])
+    engines = {_MODEL: engine, **others}
+    with contextlib.ExitStack() as running:
+        children = {
+            name: running.enter_context(process([*worker, name, *given], place.others, folder))
+            for name, given in engines.items()
+        }
+        child = running.enter_context(process(front, place.server, folder))
+        for name, back in children.items():
+            wait_for_model(port, name, [child, back])
         yield Server(port, child.pid)
 
 

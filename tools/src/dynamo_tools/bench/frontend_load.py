@@ -14,6 +14,9 @@ _BESIDE_STREAMS = 256
 # About 20 ms a step: 256 streams of it are 12 800 events a second.
 _READING_PACE = ("--speedup-ratio", "0.3", "--max-num-seqs", "512")
 _LONG_PROMPT_WORDS = 40_000
+_APART = ("--worker-component", "other")
+_OTHER_MODEL = "other"
+"""Model of a second engine, which answers at full speed while the first one paces its streams."""
 
 
 class Running(Protocol):
@@ -36,10 +39,12 @@ class Running(Protocol):
 
 
 class Launch(Protocol):
-    """Starts a frontend before an engine."""
+    """Starts a frontend before an engine, or before one engine for each of several models."""
 
-    def __call__(self, engine: tuple[str, ...], options: tuple[str, ...] = ()) -> AbstractContextManager[Running]:
-        """Start them, each with its options."""
+    def __call__(
+        self, engine: tuple[str, ...], options: tuple[str, ...] = (), **others: tuple[str, ...]
+    ) -> AbstractContextManager[Running]:
+        """Start them: an engine's options, the frontend's, and those of further engines by their model's name."""
         ...
 
 
@@ -51,7 +56,7 @@ def figures(launch: Launch, full_speed: tuple[str, ...], model: str, options: Op
     with launch(full_speed, cache) as server:
         growth = [_growth(server, model, 5_000 if options.quick else 200_000)]
         stalls = [_stall(server, model) for _ in runs]
-    with launch(_READING_PACE) as server:
+    with launch(_READING_PACE, **{_OTHER_MODEL: (*full_speed, *_APART)}) as server:
         beside = [_beside_streams(server, model) for _ in runs]
     return [
         Figure.of("frontend_p99_beside_256", beside, unit="ms", better="lower", limit_value=3.0),
@@ -61,10 +66,10 @@ def figures(launch: Launch, full_speed: tuple[str, ...], model: str, options: Op
 
 
 def _beside_streams(server: Running, model: str) -> float:
-    """Slowest hundredth of small requests (``GET /live``) while streams are open and every token is an event."""
+    """Slowest hundredth of whole short chats while streams are open and every token of them is an event."""
     with load(server.url, model, "hold", _BESIDE_STREAMS, 4000) as streams:
         streams.line()
-        with load(server.url, model, "live", 1, 0) as probe:
+        with load(server.url, _OTHER_MODEL, "requests", 1, 4) as probe:
             probe.send(50)
             return float(probe.send(1000)["p99_ms"])
 

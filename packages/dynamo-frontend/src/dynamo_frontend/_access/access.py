@@ -38,6 +38,11 @@ class Caller:
         self._tokens = _bucket(key.tokens_per_minute, clock, share)
 
     @property
+    def key_id(self) -> str:
+        """Public name of the key."""
+        return self.key.key_id
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether its tokens are limited."""
         return self._tokens is not None

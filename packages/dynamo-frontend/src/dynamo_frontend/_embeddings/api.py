@@ -12,7 +12,7 @@ from dynamo_core.enums import ModelType
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.tokens import token_count
 from dynamo_frontend._embeddings.vectors import VectorSource
-from dynamo_frontend._generate_api import GenerateApi
+from dynamo_frontend._generate_api import GenerateApi, caller_headers
 from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.fields import BodyDecoder
@@ -58,7 +58,7 @@ class EmbeddingsApi:
                 f"The model '{model.name}' gives vectors of one size; leave dimensions out.", param="dimensions"
             )
         request_id = request_id_of(request)
-        vectors = await self._source.fetch({"input": fields.input}, model, request_id, endpoint="embeddings")
+        vectors = await self._source.fetch({"input": fields.input}, model, request, request_id, endpoint="embeddings")
         tokens = sum(token_count(vector.prompt) for vector in vectors)
         body = {
             "object": "list",
@@ -69,7 +69,7 @@ class EmbeddingsApi:
             "model": fields.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
-        response.send(200, msgspec.json.encode(body), JSON, {"x-request-id": request_id})
+        response.send(200, msgspec.json.encode(body), JSON, caller_headers(request, request_id))
 
 
 def _shown(vector: array[float], encoding: str) -> Any:

@@ -18,7 +18,7 @@ from dynamo_core.tokens import token_count
 from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST
 from dynamo_frontend._attempts import chunk_error, routing_request
 from dynamo_frontend._catalog import ServedModel
-from dynamo_frontend._generation import GenerationServices
+from dynamo_frontend._services import GenerationServices
 
 
 async def fetch_vector(model: ServedModel, request: GenerateRequest, services: GenerationServices) -> array[float]:
@@ -54,7 +54,7 @@ async def _call(
 ) -> array[float]:
     address = await services.catalog.address(model.endpoint, decision.worker.instance_id)
     options = CallOptions(
-        request_id=request.request_id, deadline_s=services.deadline_s, schema=model.card.endpoint_types.request
+        request_id=request.request_id, deadline_s=request.deadline_s, schema=model.card.endpoint_types.request
     )
     payload = GENERATE_REQUEST.encode(request)
     found: list[ContentPart] = []

@@ -11,6 +11,11 @@ class CallerLimits(Protocol):
     """Who sent a request, as far as limits go."""
 
     @property
+    def key_id(self) -> str:
+        """Public name of the key that it came with."""
+        ...
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether its tokens are limited."""
         ...

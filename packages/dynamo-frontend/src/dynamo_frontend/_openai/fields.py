@@ -50,12 +50,9 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     continuous_usage_stats: bool = False
 
 
-class CommonFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Fields that chat and text completions share."""
+class SamplingFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How tokens are drawn and when a choice ends, in every form of request."""
 
-    model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     n: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
@@ -67,13 +64,21 @@ class CommonFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str | int] | None = None
     stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
+
+
+class CommonFields(SamplingFields, frozen=True, kw_only=True):
+    """Fields that chat and text completions share."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str | int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     cache_salt: str | None = None
     priority: int | None = None

@@ -1,14 +1,18 @@
-"""What a request says to the router: the ``nvext`` object, and headers, which win over the body."""
+"""What a request says to the router and of its future: the ``nvext`` object, and headers, which win over the body."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import math
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.ids import parse_instance_id
+from dynamo_core.kv import BlockHints
 from dynamo_core.requests import RoutingHints
+
+N = TypeVar("N", int, float)
 
 _REFUSED = {
     "annotations": "its values come as headers and usage",
@@ -19,9 +23,11 @@ _REFUSED = {
     "use_raw_prompt": "send the prompt to /v1/completions",
 }
 _SESSION_HEADERS = ("x-dynamo-session-id", "x-session-id", "x-claude-code-session-id", "thread-id")
+_FUTURE_HEADERS = frozenset({"x-dynamo-next-turn-s", "x-dynamo-retain-s", "x-dynamo-session-final"})
 _HEADERS = frozenset(
     {
         *_SESSION_HEADERS,
+        *_FUTURE_HEADERS,
         "x-dynamo-dp-rank",
         "x-dynamo-meta-policy-class",
         "x-dynamo-prefill-dp-rank",
@@ -31,7 +37,10 @@ _HEADERS = frozenset(
         "x-tenant-id",
     }
 )
+TIMEOUT_HEADER = "x-dynamo-timeout-s"
 _PRIORITIES = (-(1 << 31), (1 << 31) - 1)
+_LONGEST_S = 30 * 24 * 3600.0
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class AgentHints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,10 +49,16 @@ class AgentHints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         priority: Higher goes first.
         osl: Output tokens to expect.
+        session_final: Whether no later turn follows this one.
+        next_turn_s: Seconds from this turn's start until the next one is expected.
+        retain_s: Seconds for which its cached blocks are worth keeping.
     """
 
     priority: int | None = None
     osl: int | None = None
+    session_final: bool | None = None
+    next_turn_s: float | None = None
+    retain_s: float | None = None
 
 
 class NvExt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +116,7 @@ class HintedFields(Protocol):
 
 
 _NONE = NvExt()
+_NO_FUTURE = BlockHints()
 _NO_HINTS = AgentHints()
 
 
@@ -116,9 +132,11 @@ def check_nvext(extension: NvExt) -> None:
                 f"Field 'nvext.{name}' is not supported: {remedy}. Remove it.", param=f"nvext.{name}"
             )
     hints = extension.agent_hints or _NO_HINTS
-    numbers = {
+    numbers: dict[str, tuple[float | None, float, float]] = {
         "agent_hints.priority": (hints.priority, *_PRIORITIES),
         "agent_hints.osl": (hints.osl, 1, 1 << 31),
+        "agent_hints.next_turn_s": (hints.next_turn_s, 0, _LONGEST_S),
+        "agent_hints.retain_s": (hints.retain_s, 0, _LONGEST_S),
         "max_thinking_tokens": (extension.max_thinking_tokens, 0, 1 << 31),
         "dp_rank": (extension.dp_rank, 0, 1 << 31),
         "prefill_dp_rank": (extension.prefill_dp_rank, 0, 1 << 31),
@@ -161,6 +179,49 @@ def routing_hints(fields: HintedFields, headers: dict[str, str]) -> RoutingHints
     )
 
 
+def block_hints(fields: HintedFields, headers: dict[str, str], routing: RoutingHints) -> BlockHints | None:
+    """Return what the caller says of the future of its cached blocks; None if it says nothing.
+
+    Args:
+        fields: The request.
+        headers: Its headers.
+        routing: What it asks of the router: a priority holds for blocks too, and a tenant's blocks count to it.
+
+    Raises:
+        InvalidRequestError: naming the header that is no number of seconds, or neither true nor false.
+    """
+    named = fields.nvext is not None or not _FUTURE_HEADERS.isdisjoint(headers)
+    if not named and not routing.priority and not routing.tenant:
+        return None
+    hints = (fields.nvext or _NONE).agent_hints or _NO_HINTS
+    final = _flag(headers, "x-dynamo-session-final")
+    found = BlockHints(
+        session_ended=bool(hints.session_final if final is None else final),
+        next_turn_s=_first(_seconds(headers, "x-dynamo-next-turn-s"), hints.next_turn_s),
+        priority=routing.priority,
+        retain_s=_first(_seconds(headers, "x-dynamo-retain-s"), hints.retain_s),
+        tenant=routing.tenant,
+    )
+    if found.session_ended and found.next_turn_s is not None:
+        raise InvalidRequestError(
+            "The session is said to end with this turn, and a next turn to follow it; leave one out.",
+            param="nvext.agent_hints.session_final" if final is None else "x-dynamo-session-final",
+        )
+    return found if found != _NO_FUTURE else None
+
+
+def time_limit_s(headers: dict[str, str], most_s: float | None) -> float | None:
+    """Return the seconds that a request may take: what it asks for, but no more than ``most_s``; None for no limit.
+
+    Raises:
+        InvalidRequestError: if the header is no number of seconds.
+    """
+    asked = _seconds(headers, TIMEOUT_HEADER, 0.001)
+    if asked is None or most_s is None:
+        return asked or most_s
+    return min(asked, most_s)
+
+
 def _session(headers: dict[str, str]) -> str:
     for name in _SESSION_HEADERS:
         if headers.get(name):
@@ -168,8 +229,33 @@ def _session(headers: dict[str, str]) -> str:
     return ""
 
 
-def _first(*values: int | None) -> int | None:
+def _first(*values: N | None) -> N | None:
     return next((value for value in values if value is not None), None)
+
+
+def _seconds(headers: dict[str, str], name: str, least_s: float = 0.0) -> float | None:
+    text = headers.get(name)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least_s <= value <= _LONGEST_S:
+        raise InvalidRequestError(
+            f"Header {name} is {text[:100]!r}; it must be seconds from {least_s:g} to {_LONGEST_S:.0f}.", param=name
+        )
+    return value
+
+
+def _flag(headers: dict[str, str], name: str) -> bool | None:
+    text = headers.get(name)
+    if not text:
+        return None
+    found = _FLAGS.get(text.lower())
+    if found is None:
+        raise InvalidRequestError(f"Header {name} is {text[:100]!r}; it must be true or false.", param=name)
+    return found
 
 
 def _integer(headers: dict[str, str], name: str) -> int | None:

@@ -38,6 +38,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 # Seeds must differ, they need not be secret; the system's randomness costs a call into the kernel for each.
 _random = random.Random(random.SystemRandom().getrandbits(256))
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern")
+_GUIDED_FIELDS: attrgetter[tuple[Any, ...]] = attrgetter(*_GUIDED)
 
 
 def check_ranges(fields: CommonFields) -> None:
@@ -194,7 +195,8 @@ def guided_decoding(fields: CommonFields, capabilities: Collection[str]) -> Guid
     Raises:
         InvalidRequestError: if the model's engine cannot constrain its output, or two constraints are given.
     """
-    given = [name for name in _GUIDED if getattr(fields, name) not in (None, [])]
+    given = [name for name, value in zip(_GUIDED, _GUIDED_FIELDS(fields), strict=True) if value is not None]
+    given = [name for name in given if getattr(fields, name) != []]
     if not given:
         if fields.guided_decoding_backend is not None:
             raise InvalidRequestError(

@@ -42,7 +42,7 @@ class ReplyHead:
     keep_alive_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamUsage:
     """Which usage a stream carries: at its end, and with every chunk."""
 

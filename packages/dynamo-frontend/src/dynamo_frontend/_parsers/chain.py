@@ -8,6 +8,7 @@ from dynamo_core import plugins
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.parsing import OutputParser, ParsedDelta, ParserFactory, ParserFamily, TextDelta
 
+_TAIL_CHARS = 256
 NO_PARSER = "none"
 """Name by which an operator says that no parser is to be used."""
 
@@ -30,24 +31,23 @@ class ParserChain:
 
     def feed(self, text: str) -> Sequence[ParsedDelta]:
         """Take the next text."""
-        if self._reasoning is None:
-            return self._tools.feed(text) if self._tools is not None else [TextDelta(text)]
-        return self._through_tools(self._reasoning.feed(text))
+        reasoning, tools = self._reasoning, self._tools
+        if reasoning is None:
+            return tools.feed(text) if tools is not None else [TextDelta(text)]
+        found = reasoning.feed(text)
+        return found if tools is None else self._through_tools(tools, found)
 
     def finish(self) -> Sequence[ParsedDelta]:
         """Return what both held back."""
-        found = list(self._through_tools(self._reasoning.finish())) if self._reasoning is not None else []
-        if self._tools is not None:
-            found.extend(self._tools.finish())
-        return found
+        tools = self._tools
+        found = self._reasoning.finish() if self._reasoning is not None else ()
+        return found if tools is None else [*self._through_tools(tools, found), *tools.finish()]
 
-    def _through_tools(self, deltas: Sequence[ParsedDelta]) -> Sequence[ParsedDelta]:
-        if self._tools is None:
-            return deltas
+    def _through_tools(self, tools: OutputParser, deltas: Sequence[ParsedDelta]) -> Sequence[ParsedDelta]:
         found: list[ParsedDelta] = []
         for delta in deltas:
             if isinstance(delta, TextDelta) and not delta.reasoning:
-                found.extend(self._tools.feed(delta.text))
+                found.extend(tools.feed(delta.text))
             else:
                 found.append(delta)
         return found
@@ -113,7 +113,7 @@ def _refuse(name: str, kind: str, part: Callable[[ParserFamily], ParserFactory |
 def prompt_leaves_reasoning_open(family: ParserFamily, prompt: str) -> bool | None:
     """Return whether a prompt ends inside the reasoning (True) or right behind it (False); None if neither."""
     open_tag, close_tag = family.reasoning_tags
-    end = prompt.rstrip()
+    end = prompt[-_TAIL_CHARS:].rstrip()
     if open_tag and end.endswith(open_tag):
         return True
     return False if close_tag and end.endswith(close_tag) else None

@@ -27,7 +27,7 @@ def _family(
 ) -> ParserFamily:
     return ParserFamily(
         tool_calls=GrammarFactory(tools) if tools else None,
-        reasoning=GrammarFactory(reasoning) if reasoning else None,
+        reasoning=reasoning.parser if reasoning else None,
         markers=frozenset(texts + (reasoning.tags if reasoning else ())),
         reasoning_tags=reasoning.tags if reasoning else ("", ""),
     )

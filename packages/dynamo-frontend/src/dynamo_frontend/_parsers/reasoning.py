@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dynamo_core.parsing import ParserContext
-from dynamo_frontend._parsers.machine import MAX_BLANK, Cursor, Markers, Steps
+import re
+from collections.abc import Sequence
+
+from dynamo_core.parsing import OutputParser, ParsedDelta, ParserContext, TextDelta
+from dynamo_frontend._parsers.machine import BLANKS, MAX_BLANK, Cursor, GrammarParser, Markers, Steps
 
 
 class TaggedReasoning:
@@ -30,16 +33,26 @@ class TaggedReasoning:
         boundaries: tuple[str, ...] = (),
     ) -> None:
         self.tags = (open_tag, close_tag)
+        self.wakes = re.compile(f"[{re.escape(open_tag[0])}{re.escape(close_tag[0])}]").search
         self._forced = forced
         self._label = label
         self._open = Markers(open_tag)
         self._close = Markers(close_tag, *boundaries)
         self._boundaries = boundaries
 
+    def parser(self, context: ParserContext) -> OutputParser:
+        """Return a parser of one choice."""
+        if self._begins_inside(context):
+            return GrammarParser(lambda cursor: self(cursor, context))
+        return _PlainFirst(self, context)
+
     def __call__(self, cursor: Cursor, context: ParserContext) -> Steps[None]:
         """Read the output of one choice."""
-        inside = self._forced if context.reasoning_open is None else context.reasoning_open
-        inside = yield from self._beginning(cursor, inside=inside)
+        inside = yield from self._beginning(cursor, inside=self._begins_inside(context))
+        yield from self.on(cursor, inside=inside)
+
+    def on(self, cursor: Cursor, *, inside: bool) -> Steps[None]:
+        """Read what follows the beginning, inside or outside of the reasoning."""
         while True:
             if inside:
                 marker = yield from cursor.until(self._close, cursor.out.reasoning)
@@ -52,6 +65,9 @@ class TaggedReasoning:
                 cursor.at -= len(marker)
             else:
                 yield from self._behind_tag(cursor, opened=inside)
+
+    def _begins_inside(self, context: ParserContext) -> bool:
+        return self._forced if context.reasoning_open is None else context.reasoning_open
 
     def _beginning(self, cursor: Cursor, *, inside: bool) -> Steps[bool]:
         """Take a first marker that changes nothing; return whether the reasoning is open."""
@@ -76,6 +92,40 @@ class TaggedReasoning:
     def _line_breaks(self, cursor: Cursor) -> Steps[None]:
         while (yield from cursor.accept("\n")):
             pass
+
+
+class _PlainFirst:
+    """Parser of an output that begins with the answer, as most do: what may begin a marker wakes the grammar.
+
+    Args:
+        grammar: The grammar.
+        context: The request.
+    """
+
+    def __init__(self, grammar: TaggedReasoning, context: ParserContext) -> None:
+        self._grammar = grammar
+        self._context = context
+        self._begun = False
+        self._woken: GrammarParser | None = None
+
+    def feed(self, text: str) -> Sequence[ParsedDelta]:
+        """Take the next text."""
+        if self._woken is not None:
+            return self._woken.feed(text)
+        if not text:
+            return ()
+        if self._grammar.wakes(text) is None and (self._begun or text[0] not in BLANKS):
+            self._begun = True
+            return (TextDelta(text),)
+        self._woken = GrammarParser(self._steps)
+        return self._woken.feed(text)
+
+    def finish(self) -> Sequence[ParsedDelta]:
+        """Return what was held back."""
+        return () if self._woken is None else self._woken.finish()
+
+    def _steps(self, cursor: Cursor) -> Steps[None]:
+        return self._grammar.on(cursor, inside=False) if self._begun else self._grammar(cursor, self._context)
 
 
 class PhraseReasoning:

@@ -15,7 +15,7 @@ from dynamo_core.enums import ModelType
 from dynamo_core.errors import BackendProtocolError, InvalidRequestError
 from dynamo_core.tokens import token_count
 from dynamo_frontend._embeddings.vectors import VectorSource
-from dynamo_frontend._generate_api import GenerateApi
+from dynamo_frontend._generate_api import GenerateApi, caller_headers
 from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
 from dynamo_frontend._openai.fields import BodyDecoder
@@ -65,7 +65,7 @@ class RerankApi:
         texts = [item if isinstance(item, str) else item.text for item in fields.documents]
         request_id = request_id_of(request)
         query, *documents = await self._source.fetch(
-            {"query": [fields.query], "documents": texts}, model, request_id, endpoint="rerank"
+            {"query": [fields.query], "documents": texts}, model, request, request_id, endpoint="rerank"
         )
         scores = await _scores(query.values, [document.values for document in documents])
         order = sorted(range(len(texts)), key=lambda index: -scores[index])[: fields.top_n]
@@ -85,7 +85,7 @@ class RerankApi:
             ],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
-        response.send(200, msgspec.json.encode(body), JSON, {"x-request-id": request_id})
+        response.send(200, msgspec.json.encode(body), JSON, caller_headers(request, request_id))
 
 
 def _check(fields: RerankRequest) -> None:

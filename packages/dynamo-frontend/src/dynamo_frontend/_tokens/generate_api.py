@@ -13,7 +13,7 @@ from dynamo_frontend._catalog import ServedModel
 from dynamo_frontend._generate_api import GenerateApi, ReplyForm, logprob_format
 from dynamo_frontend._http.request import HttpRequest
 from dynamo_frontend._http.response import HttpResponse
-from dynamo_frontend._openai.fields import BodyDecoder, CompletionRequest, StreamOptions
+from dynamo_frontend._openai.fields import BodyDecoder, CompletionRequest, SamplingFields, StreamOptions
 from dynamo_frontend._openai.stream import ReplyHead, StreamUsage
 from dynamo_frontend._plan import GeneratePlan, check_token_ids, plan_completion
 from dynamo_frontend._reply import ReplyWriter
@@ -31,25 +31,10 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     whitespace_pattern: str | None = None
 
 
-class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SamplingParams(SamplingFields, frozen=True, kw_only=True):
     """How tokens are drawn and when a choice ends."""
 
-    n: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
     logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
     structured_outputs: StructuredOutputs | None = None
 
 

@@ -119,7 +119,8 @@ def test_every_tool_family_is_installed(name):
 
 @pytest.mark.parametrize("name", REASONING_NAMES.split())
 def test_every_reasoning_family_is_installed(name):
-    assert isinstance(parser_of(load_reasoning_parser(name)), GrammarParser)
+    parser = parser_of(load_reasoning_parser(name))
+    assert "".join(delta.text for delta in [*parser.feed("pla"), *parser.feed("in"), *parser.finish()]) == "plain"
 
 
 def test_every_family_in_the_module_is_an_entry():
