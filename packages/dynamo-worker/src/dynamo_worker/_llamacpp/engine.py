@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_core.cards import ModelRuntimeConfig
-from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext
+from dynamo_core.engine import EngineConfig, EngineContext
 from dynamo_core.enums import Modality
 from dynamo_core.errors import ConfigurationError, InvalidRequestError, UnavailableError
 from dynamo_core.load import ReportedLoad
-from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.tokens import token_count
 from dynamo_worker._llamacpp._body import is_greedy
@@ -35,12 +34,13 @@ from dynamo_worker._llamacpp._tokenizer import (
 from dynamo_worker._merged_choices import merged
 from dynamo_worker._output_builder import Delta, OutputBuilder
 from dynamo_worker._request_tasks import RequestTasks
+from dynamo_worker._stream_engine import StreamEngine
 
 CAPABILITIES = ("guided_decoding", "logit_bias", "logprobs", "min_p", "n", "penalties", "seed", "top_k")
 _MAX_LOGPROBS = 64
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(StreamEngine):
     """An engine over llama.cpp: continuous batching, prefix reuse, quantised models.
 
     A seeded request draws the same tokens again. A sampled continuation draws anew: llama.cpp's generator counts
@@ -51,10 +51,10 @@ class LlamaCppEngine:
     """
 
     def __init__(self, settings: LlamaCppSettings) -> None:
+        super().__init__()
         self._settings = settings
         self._server: LlamaServer | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._tasks = RequestTasks(self._stream)
         self._folder = ""
         self._control_tokens: frozenset[int] = frozenset()
         self._vocab_size = 0
@@ -95,30 +95,6 @@ class LlamaCppEngine:
                 max_num_batched_tokens=self._settings.max_num_batched_tokens,
             ),
         )
-
-    def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
-        """Accept a request whose chunks are pushed; raises as ``generate``."""
-        self._require_servable(request)
-        self._tasks.submit(request, sink)
-
-    async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
-        """Yield tokens as they come; stopping the context or closing the iterator ends the request within a step.
-
-        Raises:
-            InvalidRequestError: for a request that llama.cpp cannot serve.
-            UnavailableError: if the engine drains or has stopped.
-        """
-        self._require_servable(request)
-        async for chunk in self._tasks.generate(request, context):
-            yield chunk
-
-    async def abort(self, request_id: str) -> None:
-        """End a request within one step."""
-        self._tasks.abort(request_id)
-
-    async def drain(self) -> None:
-        """Finish what runs, refuse what is new."""
-        await self._tasks.drain()
 
     async def cleanup(self) -> None:
         """Wait for the step that is being computed, and release the model."""

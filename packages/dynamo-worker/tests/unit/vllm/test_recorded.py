@@ -30,8 +30,8 @@ from dynamo_core.telemetry import Metrics
 from dynamo_core.tokens import BlockHasher, pack_tokens, unpack_hashes, unpack_tokens
 from dynamo_worker._kv_relay.events import decode_batch
 from dynamo_worker._kv_relay.translator import EventTranslator
-from dynamo_worker._vllm._load_logger import LoadLogger
 from dynamo_worker._vllm._params import ParamsBuilder, raise_if_refused
+from dynamo_worker._vllm._statistics import EngineStatistics
 from dynamo_worker._vllm.engine import VllmEngine
 
 RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("vllm-*.json"))
@@ -139,10 +139,11 @@ def test_events_name_the_blocks_that_a_router_hashes(recorded: dict[str, Any]) -
 
 
 def test_load(recorded: dict[str, Any]) -> None:
-    logger = LoadLogger()
+    statistics = EngineStatistics()
+    statistics.bind(EngineContext(InstanceId(7), SystemClock(), Metrics()), total_blocks=8, block_size=32)
     for item in recorded["statistics"]:
-        logger.record(SimpleNamespace(**item), None, engine_idx=0, mm_cache_stats=None)
-        load = logger.of(0, 8)
+        statistics.record(SimpleNamespace(**item), None, engine_idx=0, mm_cache_stats=None)
+        load = statistics.load(0)
         assert 0 <= load.kv_used_blocks <= 8
     assert max(item["num_running_reqs"] for item in recorded["statistics"]) == 2  # the request with two choices
     assert load.active_requests == recorded["statistics"][-1]["num_running_reqs"]
