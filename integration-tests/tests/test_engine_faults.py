@@ -193,7 +193,8 @@ async def test_an_engine_that_stops_yielding_leaves_discovery(plugin: Path, tmp_
             assert isinstance(error, DeadlineExceededError)
             assert error.reason == "backend.response_timeout"
             await stack.until_instances(0)
-            await asyncio.to_thread(process.wait)  # it ends by itself, to be started anew
+            assert await asyncio.to_thread(process.wait) == 1, "it ends by itself, to be started anew"
+            assert "dynamo: error: the engine is dead" in process.output.splitlines()[-1]
 
 
 async def test_a_stopped_process_leaves_discovery_and_comes_back(plugin: Path, tmp_path: Path) -> None:

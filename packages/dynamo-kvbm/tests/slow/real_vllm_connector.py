@@ -72,21 +72,43 @@ async def test_a_working_set_beyond_the_device(llm: Any) -> None:
     assert [cached for _, cached in again] == [288] * len(PROMPTS)
 
 
+Answer = tuple[list[int], list[float], int]
+
+
 async def test_concurrent_requests_with_one_prefix(llm: Any) -> None:
     prompts = [[*PROMPTS[1][:256], *([9 + index] * 40)] for index in range(4)]
 
-    async def together(name: str) -> list[tuple[list[int], int]]:
-        return await asyncio.gather(*(ask(llm, f"{name}-{index}", item) for index, item in enumerate(prompts)))
+    async def together(name: str) -> list[Answer]:
+        return await asyncio.gather(*(answer(llm, f"{name}-{index}", item) for index, item in enumerate(prompts)))
 
-    # Compared with a run of the same batches whose prefix was in the device: sums differ with the size of a batch.
+    # Compared with a run whose prefix was in the device.
     await ask(llm, "prefix", PROMPTS[1][:257])
     warm = await together("warm")
     assert await llm.reset_prefix_cache(reset_connector=True)
     await ask(llm, "prefix-again", PROMPTS[1][:257])
     assert await llm.reset_prefix_cache()
     loaded = await together("loaded")
-    assert loaded == warm
-    assert [cached for _, cached in loaded] == [256] * len(prompts)
+    for one, other in zip(loaded, warm, strict=True):
+        assert_same_but_for_near_ties(one, other)
+    assert [cached for *_, cached in loaded] == [256] * len(prompts)
+
+
+async def answer(llm: Any, name: str, prompt: Sequence[int]) -> Answer:
+    """Return the greedy output, how far each token was ahead of the next best, and how much was not computed."""
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, detokenize=False, logprobs=2)
+    last: Any = None
+    async for output in llm.generate({"prompt_token_ids": list(prompt)}, params, name):
+        last = output
+    best = [sorted((entry.logprob for entry in item.values()), reverse=True) for item in last.outputs[0].logprobs]
+    return list(last.outputs[0].token_ids), [first - second for first, second, *_ in best], last.num_cached_tokens
+
+
+def assert_same_but_for_near_ties(one: Answer, other: Answer) -> None:
+    """Sums differ with the size of a batch, which is what requests happen to share a step: that may turn a near-tie."""
+    for ours, theirs, margin in zip(one[0], other[0], one[1], strict=True):
+        if ours != theirs:
+            assert margin < 0.01, (one, other)
+            return
 
 
 async def test_emptied_with_the_tiers(llm: Any) -> None:

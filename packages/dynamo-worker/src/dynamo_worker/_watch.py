@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from dynamo_core.clock import Clock
+from dynamo_core.errors import UnavailableError
 from dynamo_worker._handler import GenerateHandler
 from dynamo_worker._probe import Probe
 from dynamo_worker._settings import WorkerSettings
@@ -78,3 +79,13 @@ class EngineWatch:
         failure = await self._probe.failure()
         if failure:
             await self._on_dead(f"{reason}; {failure}")
+
+
+async def report_death(stopped: asyncio.Event, reason: str) -> None:
+    """End the process as failed once its worker has been drained and stopped: whoever started it must know.
+
+    Raises:
+        UnavailableError: always, unless it is cancelled before.
+    """
+    await stopped.wait()
+    raise UnavailableError(f"the engine is dead: {reason}", reason="backend.engine_shutdown")

@@ -34,7 +34,7 @@ from dynamo_worker._model_card import make_card
 from dynamo_worker._probe import Probe
 from dynamo_worker._registration import Registration
 from dynamo_worker._settings import WorkerSettings
-from dynamo_worker._watch import EngineWatch
+from dynamo_worker._watch import EngineWatch, report_death
 
 KV_QUERY_ENDPOINT = "worker_kv_indexer_query"
 UNLIMITED_REQUESTS = 10_000
@@ -75,6 +75,7 @@ class Worker:
         self._watch: EngineWatch | None = None
         self._served: ServedEndpoint | None = None
         self._role: Role | None = None
+        self._stopped = asyncio.Event()
         self._check_engine()
 
     @property
@@ -121,6 +122,7 @@ class Worker:
         """Leave, end what still runs, and release everything. Idempotent."""
         self._health = Health(HealthState.STOPPED, "stopped")
         await self._exit.aclose()
+        self._stopped.set()
 
     async def pause(self, timeout_s: float) -> None:
         """Leave discovery, refuse new requests as ``backend.draining``, and wait for the running ones.
@@ -378,6 +380,7 @@ class Worker:
         self._handler.refuse_new(error)
         self._handler.end_all(error)
         await self._registration.leave()
+        self._context.spawn(report_death(self._stopped, f"{self.name}: {reason}"), name=f"{self.name} death")
         self._context.request_stop(f"{self.name}: {reason}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ import dynamo_worker
 from dynamo_core.clock import SystemClock
 from dynamo_core.engine import Engine, EngineContext
 from dynamo_core.enums import FinishReason, Modality, ModelType, Tier
-from dynamo_core.errors import InvalidRequestError
-from dynamo_core.ids import InstanceId
+from dynamo_core.errors import InvalidRequestError, NotFoundError
+from dynamo_core.ids import InstanceId, WorkerId
 from dynamo_core.kv import BlockDescriptor
+from dynamo_core.load import ForwardPassMetrics
 from dynamo_core.noop import LocalRequestContext
 from dynamo_core.requests import (
     GenerateChunk,
@@ -35,7 +37,13 @@ from dynamo_core.requests import (
 from dynamo_core.telemetry import Metrics
 from dynamo_core.testing import EngineConformance
 from dynamo_core.tokens import BlockHasher, pack_tokens, unpack_hashes, unpack_tokens
+from dynamo_worker import ReferenceEngine
 from dynamo_worker._vllm.engine import VllmEngine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "reference"))
+
+from adapters import write_adapter
+from dense_oracle import DenseModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -48,6 +56,8 @@ ARGUMENTS = {
     "num_gpu_blocks_override": 96,
     "max_model_len": 1024,
     "max_num_seqs": 16,
+    "enable_lora": True,
+    "max_lora_rank": 8,
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
 PROMPT = [3 + 7 * index % 900 for index in range(100)]
@@ -159,7 +169,7 @@ def request(name: str, tokens: Sequence[int] = PROMPT, **fields: Any) -> Generat
     return GenerateRequest(name, "tinylm", pack_tokens(tokens), **{**base, **fields})
 
 
-async def ask(engine: VllmEngine, item: GenerateRequest) -> list[GenerateChunk]:
+async def ask(engine: Any, item: GenerateRequest) -> list[GenerateChunk]:
     return [chunk async for chunk in engine.generate(item, LocalRequestContext(item.request_id))]
 
 
@@ -250,6 +260,57 @@ async def test_an_abort_frees_the_blocks(engine: VllmEngine) -> None:
     assert (await running)[-1].finish_reason is FinishReason.CANCELLED
     await ask(engine, request("after"))
     assert engine.load().active_requests == 0
+
+
+async def test_steps_load_and_metrics_are_vllms_own(flags: list[str]) -> None:
+    metrics, passes = Metrics(), list[ForwardPassMetrics]()
+    engine = VllmEngine.from_args(flags)
+    await engine.start(EngineContext(InstanceId(7), SystemClock(), metrics))
+    engine.set_forward_pass_listener(passes.append)
+    prompt = [token + 2 for token in PROMPT]
+    for name in ("first", "second"):
+        await ask(engine, request(name, prompt))
+    await until(lambda: sum(item.scheduled.num_decode_requests for item in passes) >= 14)
+    prefills = [item for item in passes if item.scheduled.num_prefill_requests]
+    assert [item.scheduled.sum_prefill_tokens for item in prefills] == [100, 4], "the second has 96 from the cache"
+    assert all(item.wall_time_s > 0 and item.worker == WorkerId(InstanceId(7), 0) for item in passes)
+    decode = next(item for item in passes if not item.scheduled.num_prefill_requests)
+    assert 96 <= decode.scheduled.sum_decode_kv_tokens <= 160
+    assert 0 < (engine.load().cache_hit_rate or 0) < 1
+    names = {family.name for family in metrics.registry.collect()}
+    assert {"vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:time_to_first_token_seconds"} <= names
+    asked = [
+        sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "vllm:prompt_tokens_total"
+    ]
+    assert sum(asked) >= 200
+    await engine.cleanup()
+    assert list(metrics.registry.collect()) == []
+
+
+async def test_an_adapter_answers_as_the_reference_engine_has_it(engine: VllmEngine, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", DenseModel(MODEL), seed=3)
+    routing = RoutingHints(lora="mine")
+    plain = tokens(await ask(engine, request("plain")))
+    with pytest.raises(NotFoundError):
+        await ask(engine, request("early", routing=routing))
+    await engine.load_lora("mine", str(folder))
+    assert await engine.list_loras() == ["mine"]
+    adapted = tokens(await ask(engine, request("adapted", routing=routing)))
+    assert tokens(await ask(engine, request("plain-again"))) == plain
+    await engine.unload_lora("mine")
+    assert await engine.list_loras() == []
+    reference = ReferenceEngine.from_args([])
+    await reference.start(EngineContext(InstanceId(7), SystemClock(), Metrics()))
+    try:
+        assert tokens(await ask(reference, request("plain"))) == plain
+        await reference.load_lora("mine", str(folder))
+        assert tokens(await ask(reference, request("adapted", routing=routing))) == adapted
+    finally:
+        await reference.cleanup()
+    assert adapted != plain
 
 
 async def test_embeddings(flags: list[str]) -> None:

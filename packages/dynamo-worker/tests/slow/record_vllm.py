@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import vllm
 import zmq
+from prometheus_client import REGISTRY
 from vllm import SamplingParams
 from vllm.config import KVEventsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -43,7 +44,14 @@ class Statistics:
         return lambda *_, **__: None
 
 
-STATS = ("num_running_reqs", "num_waiting_reqs", "kv_cache_usage")
+STATS = (
+    "num_running_reqs",
+    "num_waiting_reqs",
+    "num_skipped_waiting_reqs",
+    "kv_cache_usage",
+    "prefix_cache_stats",
+    "iteration_details",
+)
 
 
 def plain(value: Any) -> Any:
@@ -80,6 +88,8 @@ async def record(folder: Path) -> dict[str, Any]:
         num_gpu_blocks_override=8,
         max_model_len=200,
         kv_events_config=events,
+        disable_log_stats=True,
+        enable_logging_iteration_details=True,
     )
     statistics = Statistics()
     subscriber = zmq.Context.instance().socket(zmq.SUB)
@@ -105,6 +115,7 @@ async def record(folder: Path) -> dict[str, Any]:
     messages: list[list[str]] = []
     while subscriber.poll(2000):
         messages.append([frame.hex() for frame in subscriber.recv_multipart()])
+    metrics = sorted(family.name for family in REGISTRY.collect() if family.name.startswith("vllm:"))
     llm.shutdown()
     return {
         "version": vllm.__version__,
@@ -112,6 +123,7 @@ async def record(folder: Path) -> dict[str, Any]:
         "requests": found,
         "kv_events": messages,
         "statistics": statistics.heard,
+        "metrics": metrics,
         "refusals": [refusal(temperature=-1.0), refusal(temperature=0.0, n=3)],
         "sampling_fields": sorted(SamplingParams.__struct_fields__),
         "constraint_fields": sorted(field.name for field in dataclasses.fields(StructuredOutputsParams) if field.init),

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dynamo_core.engine import ChunkSink
 from dynamo_core.enums import FinishReason, HealthState
 from dynamo_core.errors import InvalidRequestError, UnavailableError
@@ -48,6 +50,12 @@ async def test_an_unanswered_canary_takes_the_worker_out(process: Any, kit: Any)
     assert process.metric("dynamo_worker_probes_total", outcome="failed") == 1
     await process.clock.advance(60)
     assert len(engine.requests) == 1
+    (death,) = [task for task in process.tasks if task.get_name().endswith("death")]
+    assert not death.done(), "what still runs is drained first"
+    await worker.stop()
+    with pytest.raises(UnavailableError, match="canary went unanswered"):
+        await death
+    process.tasks.remove(death)
 
 
 async def test_an_engine_that_refuses_the_probe_is_alive(process: Any, kit: Any) -> None:

@@ -76,7 +76,8 @@ class Environment:
         return {**variables, "DYNAMO_SLOW_GGUF": str(models[0])} if models else variables
 
     def _pip(self, *arguments: str) -> None:
-        self._uv("pip", "install", "--quiet", "--python", str(self.python), *arguments)
+        # Without bytecode each of vLLM's processes compiles its sources anew, for a minute and more.
+        self._uv("pip", "install", "--quiet", "--compile-bytecode", "--python", str(self.python), *arguments)
 
     def _uv(self, *arguments: str) -> None:
         result = run([tool("uv"), *arguments], self._folder, timeout_s=INSTALL_LIMIT_S, env=clean_environment())

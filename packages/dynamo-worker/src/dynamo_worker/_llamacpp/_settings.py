@@ -31,6 +31,7 @@ class LlamaCppSettings(DynamoSettings):
     )
     num_threads: int = Field(0, ge=0, description="threads of one step; llama.cpp's choice if 0")
     num_gpu_layers: int = Field(-1, ge=-1, description="layers on the GPU, with a GPU build of xllamacpp; all if -1")
+    kv_block_size: int = Field(32, ge=1, le=1024, description="tokens of a block in KV events")
     prompt_cache_mib: int = Field(0, ge=0, description="host memory for the KV of earlier prompts, in MiB")
 
     @classmethod
@@ -50,6 +51,15 @@ class LlamaCppSettings(DynamoSettings):
     def model_name(self) -> str:
         """Name that clients use."""
         return self.served_model_name or Path(self.model).name.removesuffix(".gguf")
+
+    def keeps_slots_whole(self, context_length: int) -> bool:
+        """Whether a slot keeps its last request's tokens until its next one, so that KV events can tell of them.
+
+        A cache that is smaller than all slots together takes tokens from idle ones, and a prompt cache brings others
+        back; neither is told.
+        """
+        needed = context_length * self.max_num_seqs
+        return not self.prompt_cache_mib and (not self.kv_cache_tokens or self.kv_cache_tokens >= needed)
 
     def require_files(self) -> None:
         """Check that the files are there.

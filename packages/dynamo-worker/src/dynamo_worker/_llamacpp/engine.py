@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_core.cards import ModelRuntimeConfig
-from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext
+from dynamo_core.engine import EngineConfig, EngineContext, KvEventSink
 from dynamo_core.enums import Modality
 from dynamo_core.errors import ConfigurationError, InvalidRequestError, UnavailableError
 from dynamo_core.load import ReportedLoad
-from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.tokens import token_count
 from dynamo_worker._llamacpp._body import is_greedy
@@ -26,6 +25,7 @@ from dynamo_worker._llamacpp._generation import Generation
 from dynamo_worker._llamacpp._gguf import read_metadata
 from dynamo_worker._llamacpp._server import LlamaServer
 from dynamo_worker._llamacpp._settings import LlamaCppSettings
+from dynamo_worker._llamacpp._slots import Slots
 from dynamo_worker._llamacpp._tokenizer import (
     control_token_ids,
     end_token_ids,
@@ -35,12 +35,13 @@ from dynamo_worker._llamacpp._tokenizer import (
 from dynamo_worker._merged_choices import merged
 from dynamo_worker._output_builder import Delta, OutputBuilder
 from dynamo_worker._request_tasks import RequestTasks
+from dynamo_worker._stream_engine import StreamEngine
 
 CAPABILITIES = ("guided_decoding", "logit_bias", "logprobs", "min_p", "n", "penalties", "seed", "top_k")
 _MAX_LOGPROBS = 64
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(StreamEngine):
     """An engine over llama.cpp: continuous batching, prefix reuse, quantised models.
 
     A seeded request draws the same tokens again. A sampled continuation draws anew: llama.cpp's generator counts
@@ -51,10 +52,11 @@ class LlamaCppEngine:
     """
 
     def __init__(self, settings: LlamaCppSettings) -> None:
+        super().__init__()
         self._settings = settings
         self._server: LlamaServer | None = None
+        self._slots: Slots | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._tasks = RequestTasks(self._stream)
         self._folder = ""
         self._control_tokens: frozenset[int] = frozenset()
         self._vocab_size = 0
@@ -83,11 +85,14 @@ class LlamaCppEngine:
         self._vocab_size = len(metadata["tokenizer.ggml.tokens"])
         self._threads = ThreadPoolExecutor(self._settings.max_num_seqs, thread_name_prefix="llamacpp")
         ends = end_token_ids(metadata)
+        is_exact = self._settings.keeps_slots_whole(self._context_length)
+        self._slots = Slots(self._settings.max_num_seqs, self._settings.kv_block_size) if is_exact else None
         self._tasks = RequestTasks(self._stream, ends)
         return EngineConfig(
             model=self._settings.model_name,
             model_path=folder,
             context_length=self._context_length,
+            kv_block_size=self._settings.kv_block_size if is_exact else 0,
             eos_token_ids=ends,
             capabilities=CAPABILITIES,
             runtime_config=ModelRuntimeConfig(
@@ -95,30 +100,6 @@ class LlamaCppEngine:
                 max_num_batched_tokens=self._settings.max_num_batched_tokens,
             ),
         )
-
-    def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
-        """Accept a request whose chunks are pushed; raises as ``generate``."""
-        self._require_servable(request)
-        self._tasks.submit(request, sink)
-
-    async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
-        """Yield tokens as they come; stopping the context or closing the iterator ends the request within a step.
-
-        Raises:
-            InvalidRequestError: for a request that llama.cpp cannot serve.
-            UnavailableError: if the engine drains or has stopped.
-        """
-        self._require_servable(request)
-        async for chunk in self._tasks.generate(request, context):
-            yield chunk
-
-    async def abort(self, request_id: str) -> None:
-        """End a request within one step."""
-        self._tasks.abort(request_id)
-
-    async def drain(self) -> None:
-        """Finish what runs, refuse what is new."""
-        await self._tasks.drain()
 
     async def cleanup(self) -> None:
         """Wait for the step that is being computed, and release the model."""
@@ -132,6 +113,11 @@ class LlamaCppEngine:
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = ""
+
+    def set_kv_event_sink(self, sink: KvEventSink, *, dp_rank: int = 0) -> None:
+        """Report what the slots hold to ``sink``."""
+        if self._slots is not None:
+            self._slots.reports.sink = sink
 
     def load(self, *, dp_rank: int = 0) -> ReportedLoad:
         """Return how many requests run and wait."""
@@ -157,11 +143,22 @@ class LlamaCppEngine:
         left = room if wanted is None else min(room, wanted - request.accepted_tokens)
         return Generation(request, choice, left, output.end_token_ids, self._control_tokens)
 
-    def _complete(self, body: dict[str, Any]) -> AsyncGenerator[Step, None]:
-        server, threads = self._server, self._threads
+    async def _complete(self, body: dict[str, Any]) -> AsyncGenerator[Step, None]:
+        server, threads, slots = self._server, self._threads, self._slots
         if server is None or threads is None:
             raise UnavailableError("the engine is not started", reason="backend.engine_shutdown")
-        return stream(server.complete, body, threads)
+        if slots is None:
+            async with aclosing(stream(server.complete, body, threads)) as steps:
+                async for step in steps:
+                    yield step
+            return
+        async with (
+            slots.held(body["prompt"]) as slot,
+            aclosing(stream(server.complete, {**body, "id_slot": slot.index}, threads)) as steps,
+        ):
+            async for step in steps:
+                slot.take(step)
+                yield step
 
     def _require_servable(self, request: GenerateRequest) -> None:
         if self._server is None:

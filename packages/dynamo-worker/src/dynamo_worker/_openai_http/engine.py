@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.clock import Clock
-from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
+from dynamo_core.engine import EngineConfig, EngineContext, KvEventSink
 from dynamo_core.enums import ModelInput
 from dynamo_core.errors import ConfigurationError, UnavailableError
 from dynamo_core.load import ReportedLoad
-from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_worker._kv_relay.relay import KvEventRelay, rank_endpoint
 from dynamo_worker._openai_http._client import ServerClient
@@ -22,9 +21,10 @@ from dynamo_worker._openai_http._settings import OpenAIHttpSettings
 from dynamo_worker._openai_http._wire import Choice, token_logprobs, token_of
 from dynamo_worker._output_builder import Delta, OutputBuilder
 from dynamo_worker._request_tasks import RequestTasks
+from dynamo_worker._stream_engine import StreamEngine
 
 
-class OpenAIHttpEngine:
+class OpenAIHttpEngine(StreamEngine):
     """An engine over HTTP. The server keeps running when this stops; closing a stream aborts its request there.
 
     Args:
@@ -32,10 +32,10 @@ class OpenAIHttpEngine:
     """
 
     def __init__(self, settings: OpenAIHttpSettings) -> None:
+        super().__init__()
         self._settings = settings
         self._client: ServerClient | None = None
         self._facts = ServerFacts("")
-        self._tasks = RequestTasks(self._stream)
         self._relays: list[KvEventRelay] = []
         self._samples = Samples()
         self._watch: asyncio.Task[None] | None = None
@@ -66,31 +66,6 @@ class OpenAIHttpEngine:
         self._tasks = RequestTasks(self._stream, settings.eos_token_ids)
         self._watch = asyncio.ensure_future(self._watch_load(self._client, context.clock))
         return self._config(facts)
-
-    def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
-        """Accept a request whose chunks are pushed; raises as ``generate``."""
-        require_sendable(request, self._require_facts())
-        self._tasks.submit(request, sink)
-
-    async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
-        """Yield output as the server gives it; stopping the context or closing the iterator aborts it there.
-
-        Raises:
-            InvalidRequestError: for a request that cannot be sent, or that the server refuses.
-            CapacityExhaustedError: if the server is busy.
-            UnavailableError: if the server is lost.
-        """
-        require_sendable(request, self._require_facts())
-        async for chunk in self._tasks.generate(request, context):
-            yield chunk
-
-    async def abort(self, request_id: str) -> None:
-        """Close the request's connection."""
-        self._tasks.abort(request_id)
-
-    async def drain(self) -> None:
-        """Finish what runs, refuse what is new."""
-        await self._tasks.drain()
 
     async def cleanup(self) -> None:
         """Close everything; the server goes on."""
@@ -188,6 +163,9 @@ class OpenAIHttpEngine:
                 runtime_data={"server": settings.url, "output": facts.output.value},
             ),
         )
+
+    def _require_servable(self, request: GenerateRequest) -> None:
+        require_sendable(request, self._require_facts())
 
     def _require_facts(self) -> ServerFacts:
         if self._client is None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -13,25 +11,25 @@ from typing import Any
 
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.clock import Clock
-from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
+from dynamo_core.engine import EngineConfig, EngineContext, KvEventSink
 from dynamo_core.enums import Modality
 from dynamo_core.errors import ConfigurationError, InvalidRequestError, UnavailableError
 from dynamo_core.load import ReportedLoad
-from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.tokens import token_count, unpack_tokens
-from dynamo_worker._kv_relay.relay import KvEventRelay, rank_endpoint
+from dynamo_worker._kv_relay.source import KvEventSource
 from dynamo_worker._merged_choices import merged
 from dynamo_worker._output_builder import Delta, OutputBuilder
 from dynamo_worker._request_tasks import RequestTasks
 from dynamo_worker._sglang._settings import SglangSettings
 from dynamo_worker._sglang._translation import ChoiceReader, is_greedy, sampling_params
+from dynamo_worker._stream_engine import StreamEngine
 
 _CAPABILITIES = ("guided_decoding", "logit_bias", "logprobs", "min_p", "n", "penalties", "top_k")
 _TOPIC = "kv-events"
 
 
-class SglangEngine:
+class SglangEngine(StreamEngine):
     """An engine over SGLang's ``Engine``.
 
     Args:
@@ -39,12 +37,10 @@ class SglangEngine:
     """
 
     def __init__(self, settings: SglangSettings) -> None:
+        super().__init__()
         self._settings = settings
         self._engine: Any = None
-        self._tasks = RequestTasks(self._stream)
-        self._relays: list[KvEventRelay] = []
-        self._endpoints = (settings.kv_events_endpoint, settings.kv_events_replay_endpoint)
-        self._folder = ""
+        self._kv_events = KvEventSource(settings.kv_events_endpoint, settings.kv_events_replay_endpoint, topic=_TOPIC)
         self._clock: Clock | None = None
         self._context_length = 0
         self._block_size = 0
@@ -74,58 +70,18 @@ class SglangEngine:
         self._tasks = RequestTasks(self._stream)
         return self._config()
 
-    def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
-        """Accept a request whose chunks are pushed; raises as ``generate``."""
-        self._require_servable(request)
-        self._tasks.submit(request, sink)
-
-    async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
-        """Yield tokens as SGLang gives them; stopping the context or closing the iterator aborts the request there.
-
-        Raises:
-            InvalidRequestError: for a request that SGLang cannot serve.
-            UnavailableError: if SGLang has ended.
-        """
-        self._require_servable(request)
-        async for chunk in self._tasks.generate(request, context):
-            yield chunk
-
-    async def abort(self, request_id: str) -> None:
-        """End a request, here and in SGLang."""
-        self._tasks.abort(request_id)
-
-    async def drain(self) -> None:
-        """Finish what runs, refuse what is new."""
-        await self._tasks.drain()
-
     async def cleanup(self) -> None:
         """Shut SGLang down."""
         await self._tasks.close()
-        for relay in self._relays:
-            await relay.close()
-        self._relays = []
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = ""
+        await self._kv_events.close()
 
     def set_kv_event_sink(self, sink: KvEventSink, *, dp_rank: int = 0) -> None:
         """Relay SGLang's events of a rank to ``sink``."""
-        endpoint, replay = self._endpoints
-        if not (self._settings.kv_events and endpoint and self._clock is not None):
-            return
-        relay = KvEventRelay(
-            rank_endpoint(endpoint, dp_rank),
-            replay_endpoint=rank_endpoint(replay, dp_rank),
-            topic=_TOPIC,
-            block_size=self._block_size,
-            sink=sink,
-            clock=self._clock,
-        )
-        relay.start()
-        self._relays.append(relay)
+        if self._clock is not None:
+            self._kv_events.relay(sink, dp_rank=dp_rank, block_size=self._block_size, clock=self._clock)
 
     def load(self, *, dp_rank: int = 0) -> ReportedLoad:
         """Return how many requests run through this engine."""
@@ -204,10 +160,7 @@ class SglangEngine:
         settings = self._settings
         arguments: dict[str, Any] = {"model_path": settings.model, **settings.sglang_args}
         if settings.kv_events:
-            if not settings.kv_events_endpoint:
-                self._folder = tempfile.mkdtemp(prefix="dynamo-sglang-")
-                self._endpoints = (f"ipc://{self._folder}/events", f"ipc://{self._folder}/replay")
-            endpoint, replay = self._endpoints
+            endpoint, replay = self._kv_events.open()
             config = {"publisher": "zmq", "topic": _TOPIC, "endpoint": endpoint, "replay_endpoint": replay or None}
             arguments["kv_events_config"] = json.dumps(config)
         return arguments

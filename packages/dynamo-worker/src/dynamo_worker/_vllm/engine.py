@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
-import shutil
-import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.clock import Clock
-from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
+from dynamo_core.engine import EngineConfig, EngineContext, KvEventSink
 from dynamo_core.enums import Modality, ModelType, WorkerType
 from dynamo_core.errors import ConfigurationError, InvalidRequestError, UnavailableError
-from dynamo_core.load import ReportedLoad
-from dynamo_core.planes import RequestContext
+from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.tokens import token_count, unpack_tokens
-from dynamo_worker._kv_relay.relay import KvEventRelay, rank_endpoint
+from dynamo_worker._kv_relay.source import KvEventSource
 from dynamo_worker._output_builder import OutputBuilder
 from dynamo_worker._request_tasks import RequestTasks
-from dynamo_worker._vllm._load_logger import LoadLogger
+from dynamo_worker._stream_engine import StreamEngine
 from dynamo_worker._vllm._loras import LoraNames
 from dynamo_worker._vllm._outputs import embedding, embedding_chunk, handed_over, to_delta
 from dynamo_worker._vllm._params import ParamsBuilder, copies, raise_if_refused
 from dynamo_worker._vllm._settings import VllmSettings
+from dynamo_worker._vllm._statistics import EngineStatistics
 
 _WORKER_TYPES = {"agg": WorkerType.AGGREGATED, "prefill": WorkerType.PREFILL, "decode": WorkerType.DECODE}
 _GENERATES = ("guided_decoding", "logit_bias", "logprobs", "lora", "min_p", "n", "penalties", "seed", "top_k")
 
 
-class VllmEngine:
+class VllmEngine(StreamEngine):
     """An engine over ``AsyncLLM``.
 
     Args:
@@ -41,15 +40,13 @@ class VllmEngine:
     """
 
     def __init__(self, settings: VllmSettings) -> None:
+        super().__init__()
         self._settings = settings
         self._llm: Any = None
         self._params: ParamsBuilder | None = None
-        self._tasks = RequestTasks(self._stream)
-        self._load = LoadLogger()
+        self._statistics = EngineStatistics()
         self._loras = LoraNames()
-        self._relays: list[KvEventRelay] = []
-        self._endpoints = (settings.kv_events_endpoint, settings.kv_events_replay_endpoint)
-        self._folder = ""
+        self._kv_events = KvEventSource(settings.kv_events_endpoint, settings.kv_events_replay_endpoint)
         self._clock: Clock | None = None
         self._context_length = 0
         self._block_size = 0
@@ -74,81 +71,45 @@ class VllmEngine:
         self._clock = context.clock
         vllm = _import_vllm()
         try:
-            arguments = vllm.AsyncEngineArgs(**self._engine_args())
+            arguments = vllm.AsyncEngineArgs(**self._engine_args(vllm.AsyncEngineArgs))
             self._llm = await asyncio.to_thread(self._load_model, arguments)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"vLLM refuses its arguments: {error}; see --vllm-args") from error
         self._tasks = RequestTasks(self._stream)
         config = self._config()
+        self._statistics.bind(context, total_blocks=self._total_blocks, block_size=self._block_size)
         is_prefill = self._settings.disaggregation_mode == "prefill"
         self._params = ParamsBuilder(vllm, context_length=self._context_length, is_prefill=is_prefill)
         return config
 
-    def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
-        """Accept a request whose chunks are pushed; raises as ``generate``."""
-        self._require_servable(request)
-        self._tasks.submit(request, sink)
-
-    async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
-        """Yield tokens as vLLM gives them; stopping the context or closing the iterator aborts the request there.
-
-        Raises:
-            InvalidRequestError: for a request that vLLM cannot serve.
-            NotFoundError: for an adapter that is not loaded.
-            UnavailableError: if vLLM has died.
-        """
-        self._require_servable(request)
-        async for chunk in self._tasks.generate(request, context):
-            yield chunk
-
-    async def abort(self, request_id: str) -> None:
-        """End a request; leaving vLLM's iterator aborts it there."""
-        self._tasks.abort(request_id)
-
-    async def drain(self) -> None:
-        """Finish what runs, refuse what is new."""
-        await self._tasks.drain()
-
     async def cleanup(self) -> None:
         """Shut vLLM down."""
         await self._tasks.close()
-        for relay in self._relays:
-            await relay.close()
-        self._relays = []
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = ""
+        self._statistics.close()
+        await self._kv_events.close()
 
     def set_kv_event_sink(self, sink: KvEventSink, *, dp_rank: int = 0) -> None:
         """Relay vLLM's events of a rank to ``sink``."""
-        endpoint, replay = self._endpoints
-        if not (self._settings.kv_events and endpoint and self._clock is not None):
-            return
-        relay = KvEventRelay(
-            rank_endpoint(endpoint, dp_rank),
-            replay_endpoint=rank_endpoint(replay, dp_rank),
-            topic="",
-            block_size=self._block_size,
-            sink=sink,
-            clock=self._clock,
-        )
-        relay.start()
-        self._relays.append(relay)
+        if self._clock is not None:
+            self._kv_events.relay(sink, dp_rank=dp_rank, block_size=self._block_size, clock=self._clock)
 
     def load(self, *, dp_rank: int = 0) -> ReportedLoad:
         """Return what vLLM's scheduler said last."""
-        return (
-            self._load.of(dp_rank, self._total_blocks)
-            if len(self._tasks)
-            else ReportedLoad(kv_total_blocks=self._total_blocks)
-        )
+        if not len(self._tasks):
+            return self._statistics.idle_load(dp_rank)
+        queued = getattr(self._llm, "get_num_queued_tokens", int)
+        return self._statistics.load(dp_rank, waiting_prefill_tokens=queued())
+
+    def set_forward_pass_listener(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
+        """Report each step of vLLM's schedulers, where this vLLM times its steps."""
+        self._statistics.listen(listener)
 
     async def clear_kv_blocks(self) -> int:
         """Empty vLLM's prefix cache, unless blocks are in use; return how many blocks that was at most."""
-        used = self._load.of(0, self._total_blocks).kv_used_blocks
+        used = self._statistics.load(0).kv_used_blocks
         return self._total_blocks - used if await self._require_llm().reset_prefix_cache() else 0
 
     async def load_lora(self, name: str, path: str) -> None:
@@ -266,20 +227,19 @@ class VllmEngine:
     def _load_model(self, arguments: Any) -> Any:
         # On a thread: weights take seconds to minutes, and the process answers health checks meanwhile.
         async_llm = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM
-        return async_llm.from_engine_args(arguments, stat_loggers=[self._load.for_engine])
+        return async_llm.from_engine_args(arguments, stat_loggers=[self._statistics.for_engine])
 
-    def _engine_args(self) -> dict[str, Any]:
+    def _engine_args(self, kind: Any) -> dict[str, Any]:
         settings = self._settings
-        arguments: dict[str, Any] = {"model": settings.model, **settings.vllm_args}
+        reports = _step_reports(kind, settings.vllm_args)
+        arguments: dict[str, Any] = {"model": settings.model, **reports, **settings.vllm_args}
         if settings.kv_events:
-            if not settings.kv_events_endpoint:
-                self._folder = tempfile.mkdtemp(prefix="dynamo-vllm-")
-                self._endpoints = (f"ipc://{self._folder}/events", f"ipc://{self._folder}/replay")
+            endpoint, replay = self._kv_events.open()
             events = importlib.import_module("vllm.config").KVEventsConfig(
                 enable_kv_cache_events=True,
                 publisher="zmq",
-                endpoint=self._endpoints[0],
-                replay_endpoint=self._endpoints[1] or None,
+                endpoint=endpoint,
+                replay_endpoint=replay or None,
             )
             arguments["kv_events_config"] = events
         return arguments
@@ -317,6 +277,20 @@ def _import_vllm() -> Any:
         raise ConfigurationError(
             f"--engine vllm needs vLLM, which cannot be imported ({error}); install it with: pip install vllm"
         ) from error
+
+
+def _step_reports(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that have vLLM time its steps.
+
+    Its own log would have a line for each step then, so it keeps none unless the user asked for it.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    if (
+        not {"enable_logging_iteration_details", "disable_log_stats"} <= known
+        or given.get("disable_log_stats") is False
+    ):
+        return {}
+    return {"disable_log_stats": True, "enable_logging_iteration_details": True}
 
 
 def _eos_token_ids(model_config: Any) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import xxhash
+from prometheus_client import REGISTRY, Gauge
 
 VOCAB = 1000
 EOS = 2
@@ -114,6 +115,8 @@ class AsyncEngineArgs:
     enable_lora: bool = False
     runner: str = "auto"
     kv_events_config: Any = None
+    disable_log_stats: bool = False
+    enable_logging_iteration_details: bool = False
 
 
 @dataclass
@@ -145,10 +148,27 @@ class Tensor:
 
 
 @dataclass
+class IterationDetails:
+    num_ctx_requests: int
+    num_ctx_tokens: int
+    num_generation_requests: int
+    num_generation_tokens: int
+    elapsed_ms: float
+
+
+@dataclass
+class PrefixCacheStats:
+    queries: int = 0
+    hits: int = 0
+
+
+@dataclass
 class Stats:
     num_running_reqs: int = 0
     num_waiting_reqs: int = 0
     kv_cache_usage: float = 0.0
+    prefix_cache_stats: PrefixCacheStats | None = None
+    iteration_details: IterationDetails | None = None
 
 
 class EngineDeadError(Exception):
@@ -173,6 +193,8 @@ class AsyncLLM:
             parallel_config=namespace(data_parallel_size=1),
         )
         self.logger = stat_loggers[0](self.vllm_config, 0)
+        _unregister_metrics()
+        self.running = Gauge("vllm:num_requests_running", "Number of requests that run.", ["model_name", "engine"])
         self.calls: list[tuple[Any, SamplingParams, dict[str, Any]]] = []
         self.left: list[str] = []
         self.sleeping: int | None = None
@@ -204,7 +226,7 @@ class AsyncLLM:
                     for index, (output, reason) in enumerate(choices)
                     if step < len(output)
                 ]
-                self.logger.record(Stats(1, 2, 0.5), None, engine_idx=0)
+                self._record(len(tokens), step)
                 finished = all(step >= len(output) - 1 for output, _ in choices)
                 extra = sampling_params.extra_args or {}
                 transfer = {"remote_block_ids": [1, 2]} if finished and "kv_transfer_params" in extra else None
@@ -212,6 +234,17 @@ class AsyncLLM:
         except (asyncio.CancelledError, GeneratorExit):
             self.left.append(request_id)
             raise
+
+    def get_num_queued_tokens(self) -> int:
+        return 40
+
+    def _record(self, prompt_tokens: int, step: int) -> None:
+        is_first = step == 0
+        lookups = PrefixCacheStats(prompt_tokens, prompt_tokens // 2) if is_first else PrefixCacheStats()
+        details = IterationDetails(*((1, prompt_tokens, 0, 0) if is_first else (0, 0, 1, 1)), elapsed_ms=4.0)
+        timed = details if self.arguments.enable_logging_iteration_details else None
+        self.running.labels("fake", "0").set(1)
+        self.logger.record(Stats(1, 2, 0.5, lookups, timed), None, engine_idx=0)
 
     async def encode(
         self, prompt: dict[str, Any], pooling_params: PoolingParams, request_id: str
@@ -264,6 +297,12 @@ def _part(index: int, output: list[int], reason: str, step: int, params: Samplin
     logprobs = [{token: Logprob(-1.0, 2), 7: Logprob(-0.5, 1)}] if params.logprobs is not None else None
     last = step == len(output) - 1
     return CompletionOutput(index, [token], reason if last else None, logprobs=logprobs)
+
+
+def _unregister_metrics() -> None:
+    for collector in list(REGISTRY._collector_to_names):
+        if getattr(collector, "_name", "").startswith("vllm:"):
+            REGISTRY.unregister(collector)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> type[AsyncLLM]:

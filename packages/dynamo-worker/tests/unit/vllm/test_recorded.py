@@ -17,6 +17,7 @@ from dynamo_core.enums import FinishReason, Tier
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.ids import InstanceId
 from dynamo_core.kv import BlockDescriptor
+from dynamo_core.load import ForwardPassMetrics
 from dynamo_core.noop import LocalRequestContext
 from dynamo_core.requests import (
     GenerateChunk,
@@ -30,8 +31,8 @@ from dynamo_core.telemetry import Metrics
 from dynamo_core.tokens import BlockHasher, pack_tokens, unpack_hashes, unpack_tokens
 from dynamo_worker._kv_relay.events import decode_batch
 from dynamo_worker._kv_relay.translator import EventTranslator
-from dynamo_worker._vllm._load_logger import LoadLogger
 from dynamo_worker._vllm._params import ParamsBuilder, raise_if_refused
+from dynamo_worker._vllm._statistics import METRIC_PREFIX, EngineStatistics
 from dynamo_worker._vllm.engine import VllmEngine
 
 RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("vllm-*.json"))
@@ -138,14 +139,27 @@ def test_events_name_the_blocks_that_a_router_hashes(recorded: dict[str, Any]) -
     assert [kind for kind, _ in heard] == ["stored", "cleared", "stored"]
 
 
-def test_load(recorded: dict[str, Any]) -> None:
-    logger = LoadLogger()
+def test_load_and_forward_passes(recorded: dict[str, Any]) -> None:
+    statistics, passes = EngineStatistics(), list[ForwardPassMetrics]()
+    statistics.bind(EngineContext(InstanceId(7), SystemClock(), Metrics()), total_blocks=8, block_size=32)
+    statistics.listen(passes.append)
     for item in recorded["statistics"]:
-        logger.record(SimpleNamespace(**item), None, engine_idx=0, mm_cache_stats=None)
-        load = logger.of(0, 8)
-        assert 0 <= load.kv_used_blocks <= 8
+        statistics.record(revived(item), None, engine_idx=0, mm_cache_stats=None)
+        assert 0 <= statistics.load(0).kv_used_blocks <= 8
+    load = statistics.load(0)
     assert max(item["num_running_reqs"] for item in recorded["statistics"]) == 2  # the request with two choices
     assert load.active_requests == recorded["statistics"][-1]["num_running_reqs"]
+    prefills = [item.scheduled.sum_prefill_tokens for item in passes if item.scheduled.num_prefill_requests]
+    assert prefills[:2] == [70, 6], "the second request has 64 tokens from the cache"
+    assert max(item.scheduled.num_decode_requests for item in passes) == 2
+    assert all(item.wall_time_s > 0 for item in passes)
+    assert load.cache_hit_rate is not None
+    assert 0 < load.cache_hit_rate < 1
+
+
+def test_vllms_metrics_have_its_prefix(recorded: dict[str, Any]) -> None:
+    assert {"vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:prompt_tokens"} <= set(recorded["metrics"])
+    assert all(name.startswith(METRIC_PREFIX) for name in recorded["metrics"])
 
 
 def test_refusals_are_the_callers_fault(recorded: dict[str, Any]) -> None:
@@ -168,4 +182,5 @@ def test_every_field_that_is_sent_is_one_of_vllms(recorded: dict[str, Any], monk
     builder.sampling(GenerateRequest("r", "m", pack_tokens([1]), sampling=sampling), [2])
     assert sent.keys() <= set(recorded["sampling_fields"])
     assert set(GuidedDecoding.__struct_fields__) - {"backend"} <= set(recorded["constraint_fields"])
-    assert {"model", "kv_events_config", "runner"} <= set(recorded["argument_fields"])
+    needed = {"model", "kv_events_config", "runner", "disable_log_stats", "enable_logging_iteration_details"}
+    assert needed <= set(recorded["argument_fields"])

@@ -24,7 +24,8 @@ from dynamo_core.errors import (
     NotFoundError,
     UnavailableError,
 )
-from dynamo_core.ids import InstanceId
+from dynamo_core.ids import InstanceId, WorkerId
+from dynamo_core.load import ForwardPassMetrics
 from dynamo_core.noop import LocalRequestContext
 from dynamo_core.requests import (
     GenerateChunk,
@@ -216,6 +217,41 @@ async def test_load_is_the_schedulers(start: Any) -> None:
     await running
     assert engine.load().active_requests == 0
     assert (load.active_requests, load.waiting_requests, load.kv_used_blocks, load.kv_total_blocks) == (1, 2, 48, 96)
+    assert (load.waiting_prefill_tokens, load.cache_hit_rate) == (40, 1 / 3)
+
+
+async def test_steps_are_forward_passes(start: Any) -> None:
+    engine, llm, _ = await start("--vllm-args", '{"block_size": 32}')
+    passes: list[ForwardPassMetrics] = []
+    engine.set_forward_pass_listener(passes.append)
+    await ask(engine, request())
+    assert llm.arguments.disable_log_stats, "vLLM's log has no line a step"
+    prefill, *decodes = passes
+    assert prefill.worker == WorkerId(InstanceId(7), 0)
+    assert (prefill.scheduled.num_prefill_requests, prefill.scheduled.sum_prefill_tokens) == (1, 3)
+    assert (prefill.scheduled.num_decode_requests, prefill.scheduled.sum_decode_kv_tokens) == (0, 0)
+    assert len(decodes) == 3
+    for item in decodes:
+        assert (item.scheduled.num_decode_requests, item.scheduled.sum_decode_kv_tokens) == (1, 48 * 32)
+        assert (item.wall_time_s, item.queued.num_prefill_requests) == (0.004, 2)
+
+
+async def test_whoever_wants_vllms_log_gets_no_line_a_step(start: Any) -> None:
+    _, llm, _ = await start("--vllm-args", '{"disable_log_stats": false}')
+    assert not llm.arguments.enable_logging_iteration_details
+
+
+async def test_vllms_own_metrics_stand_beside_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_vllm.install(monkeypatch)
+    metrics = Metrics()
+    engine = VllmEngine.from_args(["--model", "org/fake"])
+    await engine.start(EngineContext(InstanceId(7), SystemClock(), metrics))
+    await ask(engine, request())
+    labels = {"model_name": "fake", "engine": "0"}
+    assert metrics.registry.get_sample_value("vllm:num_requests_running", labels) == 1
+    assert {family.name.partition(":")[0] for family in metrics.registry.collect()} == {"vllm"}
+    await engine.cleanup()
+    assert list(metrics.registry.collect()) == []
 
 
 async def test_disaggregation_over_vllms_own_connector(start: Any) -> None:
