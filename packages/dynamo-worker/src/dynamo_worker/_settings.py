@@ -22,6 +22,7 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "remote_prefill_threshold_tokens": ("decode",),
     "prefill_timeout_s": ("decode",),
     "local_prefill": ("decode",),
+    "kv_handoff": ("decode",),
     "kv_lease_s": ("prefill",),
     "kv_transfer_timeout_s": ("prefill", "decode"),
     "kv_shared_memory": ("prefill", "decode"),
@@ -35,6 +36,12 @@ class WorkerSettings(DynamoSettings):
     component: ClassVar[str] = "worker"
 
     engine: str = Field(default="reference", min_length=1, description="engine plug-in to host")
+    num_workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="workers that this process plays, each with an engine, an instance id and events of its own",
+    )
     role: Literal["agg", "prefill", "decode"] = Field(
         default="agg", description="part in serving a model: agg, prefill or decode"
     )
@@ -97,6 +104,10 @@ class WorkerSettings(DynamoSettings):
     )
     local_prefill: bool = Field(
         default=True, description="compute the prompt on the decode worker if it cannot come from elsewhere"
+    )
+    kv_handoff: Literal["pull", "bootstrap"] = Field(
+        default="pull",
+        description="fetch a prompt's blocks after a prefill worker has computed it (pull), or meanwhile (bootstrap)",
     )
     kv_lease_s: float = Field(
         default=30.0, gt=0, le=3600, description="seconds a prefill worker keeps a prompt's blocks for a decode worker"

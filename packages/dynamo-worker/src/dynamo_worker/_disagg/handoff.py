@@ -65,6 +65,7 @@ class KvHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
         algorithm: Hash algorithm.
         shared_memory: Names a file by which the receiver finds out whether both share memory; empty if not offered.
         kind: Version of this record.
+        bootstrap: Whether the prompt is still being computed: the lease's name is then the room where both meet.
     """
 
     address: str
@@ -77,11 +78,16 @@ class KvHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
     algorithm: str = XXH3_1337_V1
     shared_memory: str = ""
     kind: str = HANDOFF_KIND
+    bootstrap: bool = False
 
     def to_result(self, *, cached_tokens: int) -> PrefillResult:
         """Return the record as it travels."""
+        return PrefillResult(self.to_parameters(), cached_tokens=cached_tokens)
+
+    def to_parameters(self) -> dict[str, Any]:
+        """Return the record as a map, with its kind."""
         parameters: dict[str, Any] = msgspec.to_builtins(self, builtin_types=(bytes,))
-        return PrefillResult({**parameters, "kind": self.kind}, cached_tokens=cached_tokens)
+        return {**parameters, "kind": self.kind}
 
     @classmethod
     def from_result(cls, result: PrefillResult) -> KvHandoff:

@@ -27,6 +27,7 @@ from dynamo_core.planes import CallOptions, RequestPlane
 from dynamo_core.requests import GenerateRequest, PrefillResult
 from dynamo_core.streams import open_stream
 from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST, INSTANCE, MODEL_RECORD
+from dynamo_worker._disagg.handoff import HANDOFF_KIND, KvHandoff
 
 COOLDOWN_S = 5.0
 
@@ -80,6 +81,16 @@ class PrefillPeers:
         self._turn += 1
         return fit[self._turn % len(fit)] if fit else None
 
+    def meeting_place(self, instance: Instance) -> KvHandoff | None:
+        """Return where that worker's blocks can be fetched while it computes; None if its card names no such place."""
+        for peer in self._peers.values():
+            if peer.instance is not None and peer.instance.instance_id == instance.instance_id:
+                for card in peer.cards.values():
+                    place = card.runtime_config.disaggregated_endpoint
+                    if place is not None and place.get("kind") == HANDOFF_KIND:
+                        return KvHandoff.from_result(PrefillResult(place))
+        return None
+
     async def prefill(self, instance: Instance, request: GenerateRequest, *, deadline_s: float) -> PrefillResult:
         """Have a prompt computed. Cancelling the wait kills the call, which aborts the work there.
 
@@ -87,7 +98,7 @@ class PrefillPeers:
             DynamoError: what ended the call; the worker then rests.
             BackendProtocolError: if it answered without a hand-off.
         """
-        asked = msgspec.structs.replace(request, handoff=None, deadline_s=deadline_s)
+        asked = msgspec.structs.replace(request, deadline_s=deadline_s)
         options = CallOptions(request.request_id, deadline_s, schema=instance.types.request)
         payload = GENERATE_REQUEST.encode(asked)
         handoff: PrefillResult | None = None

@@ -15,6 +15,7 @@ from dynamo_core.kv import BlockDescriptor, TransferRequest
 from dynamo_core.planes import Call, CallOptions, RequestPlane
 from dynamo_core.wire import TRANSFER_REQUEST
 from dynamo_worker._disagg.handoff import HEAD_DECODER, SHARED_MEMORY_HEADER, KvHandoff, SupportsKvHandoff, TransferHead
+from dynamo_worker._disagg.rooms import BOOTSTRAP_HEADER
 from dynamo_worker._disagg.segments import SEGMENT_SLOTS, SHARED_FOLDER, Segment, is_shared
 from dynamo_worker._metrics import WorkerMetrics
 
@@ -108,6 +109,8 @@ class BlockPuller:
         )
         shared = self._use_shared_memory and is_shared(handoff.shared_memory)
         headers = {SHARED_MEMORY_HEADER: "1"} if shared else {}
+        if handoff.bootstrap:
+            headers[BOOTSTRAP_HEADER] = "1"
         # Through shared memory the credit is the number of slots that the sender may fill ahead of us, plus the head.
         credit = SEGMENT_SLOTS if shared else _CREDIT_ITEMS
         options = CallOptions(
@@ -169,10 +172,10 @@ class BlockPuller:
     ) -> int:
         slot_bytes = head.slot_blocks * block_bytes
         segment = self._map(head.segment, head.slots * slot_bytes)
-        came, number, is_full = 0, 0, False
+        came, number, seen, is_full = 0, 0, 0, False
         while (item := await items.next()) is not None:
             count = int.from_bytes(item, "little")
-            if count and count > min(head.slot_blocks, len(missing) - number * head.slot_blocks):
+            if count > min(head.slot_blocks, len(missing) - seen):
                 raise BackendProtocolError(f"the sender fills a slot with {count} blocks, which is too many")
             if count and not is_full:
                 start = number % head.slots * slot_bytes
@@ -180,7 +183,7 @@ class BlockPuller:
                 fitted = await self._import(missing[came : came + count], view, block_bytes)
                 came += fitted
                 is_full = fitted < count
-            number += 1 if count else 0
+            number, seen = number + (1 if count else 0), seen + count
             items.used()
         return came
 

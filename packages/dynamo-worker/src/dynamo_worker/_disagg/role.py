@@ -16,12 +16,14 @@ from dynamo_core.enums import WorkerType
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.ids import EndpointId, InstanceId
 from dynamo_core.wire import TRANSFER_REQUEST
-from dynamo_worker._disagg.decode import DecodeEngine, DecodeOptions
+from dynamo_worker._disagg.decode import DecodeOptions, RemotePrompt
 from dynamo_worker._disagg.handoff import TRANSFER_ENDPOINT, SupportsKvHandoff
 from dynamo_worker._disagg.leases import LeaseTable
 from dynamo_worker._disagg.peers import PrefillPeers
 from dynamo_worker._disagg.prefill import PrefillEngine
+from dynamo_worker._disagg.prepared import PreparingEngine
 from dynamo_worker._disagg.pull import BlockPuller
+from dynamo_worker._disagg.rooms import Rooms
 from dynamo_worker._disagg.segments import segment_pool
 from dynamo_worker._disagg.transfer import TransferHandler
 from dynamo_worker._metrics import WorkerMetrics
@@ -63,6 +65,7 @@ class Role:
         self._context = context
         self._metrics = metrics
         self._leases: LeaseTable | None = None
+        self._rooms = Rooms(metrics)
         self._exit = AsyncExitStack()
 
     @property
@@ -100,6 +103,10 @@ class Role:
         if self._leases is not None:
             await self._leases.wait_empty()
 
+    def notify_blocks(self) -> None:
+        """Blocks came or went: whoever waits for some looks again."""
+        self._rooms.notify()
+
     async def close(self) -> None:
         """End transfers and leases. Idempotent."""
         await self._exit.aclose()
@@ -124,6 +131,7 @@ class Role:
         handler = TransferHandler(
             blocks,
             leases,
+            self._rooms,
             segments=segments,
             timeout_s=settings.kv_transfer_timeout_s,
             clock=clock,
@@ -134,16 +142,20 @@ class Role:
         self._exit.push_async_callback(served.close)
         self._spawn(leases.sweep(), f"{endpoint.component} KV leases")
         self.instances = [Instance(transfer, instance_id, served.address, metadata=facts)]
-        self.engine = PrefillEngine(
+        self.engine = engine = PrefillEngine(
             self.engine,
             blocks,
             leases,
+            self._rooms,
             endpoint=transfer,
             address=served.address,
             instance_id=instance_id,
             shared_memory=segments.marker if segments is not None else "",
         )
-        self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.PREFILL)
+        runtime = msgspec.structs.replace(
+            self.config.runtime_config, disaggregated_endpoint=engine.place.to_parameters()
+        )
+        self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.PREFILL, runtime_config=runtime)
 
     def _start_decode(self, blocks: SupportsKvHandoff, endpoint: EndpointId) -> None:
         settings, context = self._settings, self._context
@@ -159,18 +171,21 @@ class Role:
             use_shared_memory=settings.kv_shared_memory,
         )
         self._exit.callback(puller.close)
-        engine = DecodeEngine(
-            self.engine,
+        prompt = RemotePrompt(
             blocks,
             model=settings.served_model_name or self.config.model,
             peers=peers,
             puller=puller,
             options=DecodeOptions(
-                settings.remote_prefill_threshold_tokens, settings.prefill_timeout_s, settings.local_prefill
+                settings.remote_prefill_threshold_tokens,
+                settings.prefill_timeout_s,
+                settings.local_prefill,
+                bootstrap=settings.kv_handoff == "bootstrap",
             ),
             clock=context.clock,
             metrics=self._metrics,
         )
+        engine = PreparingEngine(self.engine, prompt)
         self._exit.push_async_callback(engine.close)
         if settings.remote_prefill_threshold_tokens is not None:
             self._spawn(peers.watch_instances(), "prefill instances")
