@@ -12,12 +12,16 @@ _NEEDS: dict[str, tuple[str, str]] = {
     "kv_event_ring_events": ("kv_events", "--kv-events"),
     "kv_index_blocks": ("kv_events", "--kv-events"),
     "kv_connector_options": ("kv_connector", "--kv-connector NAME"),
+    "encode_component": ("remote_encode", "--remote-encode"),
+    "encode_timeout_s": ("remote_encode", "--remote-encode"),
+    "local_encode": ("remote_encode", "--remote-encode"),
     "request_queue_timeout_ms": ("request_queue_limit", "--request-queue-limit COUNT"),
 }
 """Options that have an effect only if another one is set: name, and how to set it."""
 
 
 _ROLES: dict[str, tuple[str, ...]] = {
+    "remote_encode": ("agg", "prefill", "decode"),
     "prefill_component": ("decode",),
     "remote_prefill_threshold_tokens": ("decode",),
     "prefill_timeout_s": ("decode",),
@@ -42,13 +46,13 @@ class WorkerSettings(DynamoSettings):
         le=1024,
         description="workers that this process plays, each with an engine, an instance id and events of its own",
     )
-    role: Literal["agg", "prefill", "decode"] = Field(
-        default="agg", description="part in serving a model: agg, prefill or decode"
+    role: Literal["agg", "prefill", "decode", "encode"] = Field(
+        default="agg", description="part in serving a model: agg, prefill, decode or encode"
     )
     worker_component: str = Field(
         default="",
         pattern=r"^[A-Za-z0-9_-]{0,128}$",
-        description="component part of the endpoint; prefill for prefill workers, else backend, if empty",
+        description="component part of the endpoint; the role's name for prefill and encode, else backend, if empty",
     )
     worker_endpoint: str = Field(
         default="generate",
@@ -105,6 +109,14 @@ class WorkerSettings(DynamoSettings):
     local_prefill: bool = Field(
         default=True, description="compute the prompt on the decode worker if it cannot come from elsewhere"
     )
+    remote_encode: bool = Field(default=False, description="have encode workers turn media into tensors")
+    encode_component: str = Field(
+        default="encode",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="component of the encode workers that a worker asks",
+    )
+    encode_timeout_s: float = Field(default=10.0, gt=0, description="seconds a worker waits for encoded media")
+    local_encode: bool = Field(default=True, description="encode media on the worker if no encode worker does")
     kv_handoff: Literal["pull", "bootstrap"] = Field(
         default="pull",
         description="fetch a prompt's blocks after a prefill worker has computed it (pull), or meanwhile (bootstrap)",
@@ -126,7 +138,7 @@ class WorkerSettings(DynamoSettings):
     @property
     def component_name(self) -> str:
         """Component part of the endpoint."""
-        return self.worker_component or ("prefill" if self.role == "prefill" else "backend")
+        return self.worker_component or (self.role if self.role in ("prefill", "encode") else "backend")
 
     @model_validator(mode="after")
     def _refuse_ignored_options(self) -> Self:

@@ -19,7 +19,7 @@ from dynamo_core.requests import GenerateRequest
 from dynamo_core.tokens import token_count
 from dynamo_worker._deadline import within
 from dynamo_worker._disagg.handoff import KvHandoff, SupportsKvHandoff, prompt_blocks
-from dynamo_worker._disagg.peers import PrefillPeers
+from dynamo_worker._disagg.peers import Peers
 from dynamo_worker._disagg.pull import BlockPuller
 from dynamo_worker._disagg.rooms import bootstrap_to
 from dynamo_worker._metrics import WorkerMetrics
@@ -64,7 +64,7 @@ class RemotePrompt:
         blocks: SupportsKvHandoff,
         *,
         model: str,
-        peers: PrefillPeers,
+        peers: Peers,
         puller: BlockPuller,
         options: DecodeOptions,
         clock: Clock,

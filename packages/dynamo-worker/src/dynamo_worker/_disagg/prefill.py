@@ -12,7 +12,7 @@ from dynamo_core.enums import FinishReason
 from dynamo_core.ids import EndpointId
 from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest, OutputOptions, SamplingOptions, StopConditions, Usage
-from dynamo_worker._disagg.handoff import KvHandoff, SupportsKvHandoff, prompt_blocks
+from dynamo_worker._disagg.handoff import KvHandoff, SupportsKvHandoff, ends_of_choices, prompt_blocks
 from dynamo_worker._disagg.leases import LeaseTable
 from dynamo_worker._disagg.rooms import Room, Rooms, bootstrap_room
 
@@ -103,6 +103,8 @@ class PrefillEngine:
         if last.finish_reason not in _ENDED:
             yield msgspec.structs.replace(last, token_ids=b"", first_index=request.accepted_tokens)
             return
+        for chunk in ends_of_choices(request, FinishReason.LENGTH):
+            yield chunk
         yield await self._handed_over(request, last.usage or Usage(), room, lease_id)
 
     async def abort(self, request_id: str) -> None:

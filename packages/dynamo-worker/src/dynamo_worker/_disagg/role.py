@@ -12,14 +12,15 @@ import msgspec
 from dynamo_core.component import ComponentContext
 from dynamo_core.discovery import Instance
 from dynamo_core.engine import Engine, EngineConfig, SupportsSubmit
-from dynamo_core.enums import WorkerType
+from dynamo_core.enums import Modality, WorkerType
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.ids import EndpointId, InstanceId
 from dynamo_core.wire import TRANSFER_REQUEST
 from dynamo_worker._disagg.decode import DecodeOptions, RemotePrompt
+from dynamo_worker._disagg.encode import EncodeEngine, EncodeOptions, RemoteEncoding, SupportsEncode
 from dynamo_worker._disagg.handoff import TRANSFER_ENDPOINT, SupportsKvHandoff
 from dynamo_worker._disagg.leases import LeaseTable
-from dynamo_worker._disagg.peers import PrefillPeers
+from dynamo_worker._disagg.peers import Peers
 from dynamo_worker._disagg.prefill import PrefillEngine
 from dynamo_worker._disagg.prepared import PreparingEngine
 from dynamo_worker._disagg.pull import BlockPuller
@@ -29,7 +30,13 @@ from dynamo_worker._disagg.transfer import TransferHandler
 from dynamo_worker._metrics import WorkerMetrics
 from dynamo_worker._settings import WorkerSettings
 
-_TYPES = {"agg": WorkerType.AGGREGATED, "prefill": WorkerType.PREFILL, "decode": WorkerType.DECODE}
+_TYPES = {
+    "agg": WorkerType.AGGREGATED,
+    "prefill": WorkerType.PREFILL,
+    "decode": WorkerType.DECODE,
+    "encode": WorkerType.ENCODE,
+}
+_ENCODE_NEEDS = ((WorkerType.PREFILL, WorkerType.DECODE), (WorkerType.AGGREGATED,))
 _SHARE_OF_BLOCKS = 2
 
 
@@ -79,6 +86,11 @@ class Role:
         Raises:
             ConfigurationError: if the engine cannot.
         """
+        await self._take_role(endpoint, instance_id, facts)
+        if self._settings.remote_encode and self._settings.role != "prefill":
+            self._ask_encoders(endpoint)
+
+    async def _take_role(self, endpoint: EndpointId, instance_id: InstanceId, facts: dict[str, str]) -> None:
         wanted = _TYPES[self._settings.role]
         if wanted is self.config.worker_type:
             return  # aggregated, or an engine that hands over in its own way
@@ -87,6 +99,9 @@ class Role:
                 f"engine {type(self.engine).__name__} is set up as {self.config.worker_type.value}; "
                 f"give --role {self.config.worker_type.value} too"
             )
+        if wanted is WorkerType.ENCODE:
+            self._start_encode()
+            return
         blocks = self._require_blocks()
         if self.config.runtime_config.data_parallel_size > 1:
             raise ConfigurationError(
@@ -142,6 +157,8 @@ class Role:
         self._exit.push_async_callback(served.close)
         self._spawn(leases.sweep(), f"{endpoint.component} KV leases")
         self.instances = [Instance(transfer, instance_id, served.address, metadata=facts)]
+        if settings.remote_encode:  # the prompt is computed from encoded media, handed over by the hash of the raw ones
+            self._ask_encoders(endpoint)
         self.engine = engine = PrefillEngine(
             self.engine,
             blocks,
@@ -162,7 +179,7 @@ class Role:
         if not isinstance(self.engine, SupportsSubmit):
             raise ConfigurationError(f"engine {type(self.engine).__name__} takes no pushed sinks; use --role agg")
         prefill = EndpointId(endpoint.namespace, settings.prefill_component, endpoint.endpoint)
-        peers = PrefillPeers(context.discovery, context.request_plane, prefill, context.clock)
+        peers = Peers(WorkerType.PREFILL, context.discovery, context.request_plane, prefill, context.clock)
         puller = BlockPuller(
             blocks,
             context.request_plane,
@@ -193,6 +210,37 @@ class Role:
         self.engine = engine
         needs = () if settings.local_prefill else ((WorkerType.PREFILL,),)
         self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.DECODE, needs=needs)
+
+    def _start_encode(self) -> None:
+        engine = self.engine
+        if not isinstance(engine, SupportsEncode) or Modality.IMAGE not in self.config.input_modalities:
+            raise ConfigurationError(
+                f"engine {type(engine).__name__} has no encoder, which --role encode needs; "
+                "use --role agg, or --image-encoder with the reference engine"
+            )
+        self.engine = EncodeEngine(engine, engine)
+        self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.ENCODE, needs=_ENCODE_NEEDS)
+
+    def _ask_encoders(self, endpoint: EndpointId) -> None:
+        settings, context = self._settings, self._context
+        if not isinstance(self.engine, SupportsSubmit):
+            raise ConfigurationError(
+                f"engine {type(self.engine).__name__} takes no pushed sinks; leave out --remote-encode"
+            )
+        encoders = EndpointId(endpoint.namespace, settings.encode_component, endpoint.endpoint)
+        peers = Peers(WorkerType.ENCODE, context.discovery, context.request_plane, encoders, context.clock)
+        encoding = RemoteEncoding(
+            model=settings.served_model_name or self.config.model,
+            peers=peers,
+            options=EncodeOptions(settings.encode_timeout_s, settings.local_encode),
+            clock=context.clock,
+            metrics=self._metrics,
+        )
+        engine = PreparingEngine(self.engine, encoding)
+        self._exit.push_async_callback(engine.close)
+        self._spawn(peers.watch_instances(), "encode instances")
+        self._spawn(peers.watch_models(), "encode models")
+        self.engine = engine
 
     def _require_blocks(self) -> SupportsKvHandoff:
         engine, role = self.engine, self._settings.role
