@@ -30,6 +30,7 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "kv_lease_s": ("prefill",),
     "kv_transfer_timeout_s": ("prefill", "decode"),
     "kv_shared_memory": ("prefill", "decode"),
+    "kv_nixl": ("prefill", "decode"),
 }
 """Options that have an effect in some roles only."""
 
@@ -127,6 +128,9 @@ class WorkerSettings(DynamoSettings):
     kv_transfer_timeout_s: float = Field(default=10.0, gt=0, description="seconds a transfer of one prompt may take")
     kv_shared_memory: bool = Field(
         default=True, description="move KV through shared memory between workers of one host"
+    )
+    kv_nixl: bool = Field(
+        default=False, description="move KV through NIXL to workers that have it too; NIXL must be installed"
     )
     tool_call_parser: str = Field(default="", description="parser of tool calls that frontends use for this model")
     reasoning_parser: str = Field(default="", description="parser of reasoning that frontends use for this model")

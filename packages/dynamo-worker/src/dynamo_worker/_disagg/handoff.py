@@ -66,6 +66,7 @@ class KvHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
         algorithm: Hash algorithm.
         shared_memory: Names a file by which the receiver finds out whether both share memory; empty if not offered.
         kind: Version of this record.
+        nixl: Whether the blocks can be read through NIXL.
         bootstrap: Whether the prompt is still being computed: the lease's name is then the room where both meet.
     """
 
@@ -80,6 +81,7 @@ class KvHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
     shared_memory: str = ""
     kind: str = HANDOFF_KIND
     bootstrap: bool = False
+    nixl: bool = False
 
     def to_result(self, *, cached_tokens: int) -> PrefillResult:
         """Return the record as it travels."""

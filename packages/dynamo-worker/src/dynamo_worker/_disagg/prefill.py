@@ -32,6 +32,7 @@ class PrefillEngine:
         address: Where it is served.
         instance_id: This worker.
         shared_memory: Marker of the memory that transfers may go through; empty without.
+        nixl: Whether receivers may read through NIXL.
 
     Attributes:
         place: Where blocks are had, without a lease on any: what a card says to those who meet here.
@@ -48,6 +49,7 @@ class PrefillEngine:
         address: str,
         instance_id: int,
         shared_memory: str,
+        nixl: bool = False,
     ) -> None:
         self._engine = engine
         self._blocks = blocks
@@ -55,7 +57,15 @@ class PrefillEngine:
         self._rooms = rooms
         self._layout = blocks.block_access().layout
         self.place = KvHandoff(
-            address, str(endpoint), instance_id, "", leases.lease_s, b"", self._layout, shared_memory=shared_memory
+            address,
+            str(endpoint),
+            instance_id,
+            "",
+            leases.lease_s,
+            b"",
+            self._layout,
+            shared_memory=shared_memory,
+            nixl=nixl,
         )
 
     async def start(self, context: EngineContext) -> EngineConfig:

@@ -14,18 +14,19 @@ from dynamo_core.discovery import Instance
 from dynamo_core.engine import Engine, EngineConfig, SupportsSubmit
 from dynamo_core.enums import Modality, WorkerType
 from dynamo_core.errors import ConfigurationError
-from dynamo_core.ids import EndpointId, InstanceId
+from dynamo_core.ids import EndpointId, InstanceId, format_instance_id
 from dynamo_core.wire import TRANSFER_REQUEST
 from dynamo_worker._disagg.decode import DecodeOptions, RemotePrompt
 from dynamo_worker._disagg.encode import EncodeEngine, EncodeOptions, RemoteEncoding, SupportsEncode
 from dynamo_worker._disagg.handoff import TRANSFER_ENDPOINT, SupportsKvHandoff
 from dynamo_worker._disagg.leases import LeaseTable
+from dynamo_worker._disagg.nixl import NixlPool, load_agent
 from dynamo_worker._disagg.peers import Peers
 from dynamo_worker._disagg.prefill import PrefillEngine
 from dynamo_worker._disagg.prepared import PreparingEngine
 from dynamo_worker._disagg.pull import BlockPuller
 from dynamo_worker._disagg.rooms import Rooms
-from dynamo_worker._disagg.segments import segment_pool
+from dynamo_worker._disagg.segments import MAX_SEGMENTS, SEGMENT_SLOTS, segment_pool, slot_bytes
 from dynamo_worker._disagg.transfer import TransferHandler
 from dynamo_worker._metrics import WorkerMetrics
 from dynamo_worker._settings import WorkerSettings
@@ -111,7 +112,7 @@ class Role:
         if wanted is WorkerType.PREFILL:
             await self._start_prefill(blocks, endpoint, instance_id, facts)
         else:
-            self._start_decode(blocks, endpoint)
+            self._start_decode(blocks, endpoint, instance_id)
 
     async def wait_pulled(self) -> None:
         """Return once every prompt computed here was pulled or has expired. Cancellation only ends the wait."""
@@ -143,11 +144,13 @@ class Role:
         if settings.kv_shared_memory:
             segments = segment_pool(blocks.block_access().layout.block_bytes)
             self._exit.callback(segments.close)
+        nixl = self._nixl_pool(blocks, instance_id, SEGMENT_SLOTS)
         handler = TransferHandler(
             blocks,
             leases,
             self._rooms,
             segments=segments,
+            nixl=nixl,
             timeout_s=settings.kv_transfer_timeout_s,
             clock=clock,
             metrics=self._metrics,
@@ -168,13 +171,22 @@ class Role:
             address=served.address,
             instance_id=instance_id,
             shared_memory=segments.marker if segments is not None else "",
+            nixl=nixl is not None,
         )
         runtime = msgspec.structs.replace(
             self.config.runtime_config, disaggregated_endpoint=engine.place.to_parameters()
         )
         self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.PREFILL, runtime_config=runtime)
 
-    def _start_decode(self, blocks: SupportsKvHandoff, endpoint: EndpointId) -> None:
+    def _nixl_pool(self, blocks: SupportsKvHandoff, instance_id: InstanceId, slots: int) -> NixlPool | None:
+        if not self._settings.kv_nixl:
+            return None
+        agent = load_agent(format_instance_id(instance_id))
+        pool = NixlPool(agent, slots * slot_bytes(blocks.block_access().layout.block_bytes), MAX_SEGMENTS)
+        self._exit.callback(pool.close)
+        return pool
+
+    def _start_decode(self, blocks: SupportsKvHandoff, endpoint: EndpointId, instance_id: InstanceId) -> None:
         settings, context = self._settings, self._context
         if not isinstance(self.engine, SupportsSubmit):
             raise ConfigurationError(f"engine {type(self.engine).__name__} takes no pushed sinks; use --role agg")
@@ -186,6 +198,8 @@ class Role:
             timeout_s=settings.kv_transfer_timeout_s,
             metrics=self._metrics,
             use_shared_memory=settings.kv_shared_memory,
+            nixl=self._nixl_pool(blocks, instance_id, 1),
+            clock=context.clock,
         )
         self._exit.callback(puller.close)
         prompt = RemotePrompt(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 from dynamo_core.clock import Clock
 from dynamo_core.errors import BackendProtocolError, DeadlineExceededError, InvalidRequestError
@@ -20,8 +21,9 @@ from dynamo_worker._disagg.handoff import (
     TransferHead,
 )
 from dynamo_worker._disagg.leases import LeaseTable
+from dynamo_worker._disagg.nixl import NIXL_HEADER, NixlPool
 from dynamo_worker._disagg.rooms import BOOTSTRAP_HEADER, Room, Rooms
-from dynamo_worker._disagg.segments import SLOT_BYTES, Segment, SegmentPool
+from dynamo_worker._disagg.segments import SLOT_BYTES, LendingPool, SegmentPool, SlotMemory
 from dynamo_worker._metrics import WorkerMetrics
 
 ITEM_BYTES = 1 << 19
@@ -40,7 +42,8 @@ class TransferHandler:
         engine: Whose blocks.
         leases: Holds on them.
         rooms: Where the receiver waits if it comes before the prompt is computed.
-        segments: Shared memory; None to send bytes only.
+        segments: Shared memory; None without.
+        nixl: Memory that receivers read through NIXL; None without.
         timeout_s: Longest transfer of a receiver that names no deadline.
         clock: Time.
         metrics: Where counts go.
@@ -53,6 +56,7 @@ class TransferHandler:
         rooms: Rooms,
         *,
         segments: SegmentPool | None,
+        nixl: NixlPool | None = None,
         timeout_s: float,
         clock: Clock,
         metrics: WorkerMetrics,
@@ -61,6 +65,7 @@ class TransferHandler:
         self._leases = leases
         self._rooms = rooms
         self._segments = segments
+        self._nixl = nixl
         self._timeout_s = timeout_s
         self._clock = clock
         self._metrics = metrics
@@ -74,28 +79,32 @@ class TransferHandler:
             DeadlineExceededError: if the receiver's time ran out.
         """
         request = _decode(payload)
-        is_leased = self._leases.use(request.transfer_id)
+        room = self._room(request, context)
         limit_s = self._timeout_s if request.deadline_s is None else min(request.deadline_s, self._timeout_s)
         try:
             self._require_same_shape(request)
-            if BOOTSTRAP_HEADER in context.headers and not is_leased:
-                await within(self._clock, limit_s, self._meet(request, context, sink))
-            else:
-                await within(self._clock, limit_s, self._send(request, None, context, sink))
+            await within(self._clock, limit_s, self._serve(request, room, context, sink))
         except TimeoutError:
             raise DeadlineExceededError(f"The KV transfer took longer than {limit_s} s.") from None
         finally:
+            if room is not None:
+                room.is_served = True
+                if not room.entered.is_set():
+                    self._rooms.leave(request.transfer_id, room)
             await self._leases.release(request.transfer_id)
 
-    async def _meet(self, request: TransferRequest, context: RequestContext, sink: ResponseSink) -> None:
-        room = self._rooms.join(request.transfer_id)
-        try:
+    def _room(self, request: TransferRequest, context: RequestContext) -> Room | None:
+        """Return where to wait for the prompt; None if it is here. In one turn: a lease follows its room at once."""
+        if self._leases.use(request.transfer_id) or BOOTSTRAP_HEADER not in context.headers:
+            return None
+        return self._rooms.join(request.transfer_id)
+
+    async def _serve(
+        self, request: TransferRequest, room: Room | None, context: RequestContext, sink: ResponseSink
+    ) -> None:
+        if room is not None:
             await room.entered.wait()
-            await self._send(request, room, context, sink)
-        finally:
-            room.is_served = True
-            if not room.entered.is_set():
-                self._rooms.leave(request.transfer_id, room)
+        await self._send(request, room, context, sink)
 
     async def _send(
         self, request: TransferRequest, room: Room | None, context: RequestContext, sink: ResponseSink
@@ -104,17 +113,25 @@ class TransferHandler:
         if room is None and hashes:
             hashes = hashes[: await self._engine.match_blocks(hashes)]
         began = self._clock.monotonic()
-        segment = None
-        if hashes and self._segments is not None and SHARED_MEMORY_HEADER in context.headers:
-            segment = self._segments.take()
-        if segment is None:
+        pool: LendingPool[Any] | None = self._pool_of(context.headers) if hashes else None
+        segment: SlotMemory | None = pool.take() if pool is not None else None
+        if pool is None or segment is None:
             sink.send(HEAD_ENCODER.encode(TransferHead(len(hashes))))
             sent = await self._send_bytes(self._groups(hashes, room, ITEM_BYTES), context, sink)
         else:
-            sent = await self._send_slots(hashes, room, segment, context, sink)
+            reusable = False
+            try:
+                sent, reusable = await self._send_slots(hashes, room, segment, context, sink)
+            finally:
+                pool.give_back(segment, reusable=reusable)
         self._metrics.kv_transfer_blocks.labels(direction="sent").inc(sent)
         if sent:
             self._metrics.kv_transfer_seconds.observe(self._clock.monotonic() - began)
+
+    def _pool_of(self, headers: Mapping[str, str]) -> LendingPool[Any] | None:
+        if self._nixl is not None and NIXL_HEADER in headers:
+            return self._nixl
+        return self._segments if SHARED_MEMORY_HEADER in headers else None
 
     async def _groups(self, hashes: Sequence[int], room: Room | None, size_bytes: int) -> AsyncIterator[Sequence[int]]:
         """Yield the blocks in order, some at a time, as soon as they are here; end early if no more will be."""
@@ -154,28 +171,23 @@ class TransferHandler:
         self,
         hashes: Sequence[int],
         room: Room | None,
-        segment: Segment,
+        segment: SlotMemory,
         context: RequestContext,
         sink: ResponseSink,
-    ) -> int:
-        assert self._segments is not None
+    ) -> tuple[int, bool]:
+        """Return how many blocks were sent, and whether the receiver has read them all."""
         size = self._layout.block_bytes
         slot_blocks = max(1, SLOT_BYTES // size)
         slots = len(segment.view) // (slot_blocks * size)
-        sink.send(HEAD_ENCODER.encode(TransferHead(len(hashes), str(segment.path), slot_blocks, slots)))
-        reusable, sent = False, 0
-        try:
-            groups = self._groups(hashes, room, slot_blocks * size)
-            sent = await self._fill_slots(groups, segment, slots, context, sink)
-            reusable = await _all_slots_are_read(slots, context, sink)
-        finally:
-            self._segments.give_back(segment, reusable=reusable)
-        return sent
+        sink.send(HEAD_ENCODER.encode(TransferHead(len(hashes), segment.name, slot_blocks, slots)))
+        groups = self._groups(hashes, room, slot_blocks * size)
+        sent = await self._fill_slots(groups, segment, slots, context, sink)
+        return sent, await _all_slots_are_read(slots, context, sink)
 
     async def _fill_slots(
         self,
         groups: AsyncIterator[Sequence[int]],
-        segment: Segment,
+        segment: SlotMemory,
         slots: int,
         context: RequestContext,
         sink: ResponseSink,
