@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynamo_core.clock import Clock
@@ -56,6 +56,9 @@ class KvPublisher:
         publisher: Where batches go.
         clock: Time stamps.
         metrics: Where counts go.
+
+    Attributes:
+        on_change: Called on the loop after blocks have come or gone.
     """
 
     def __init__(  # noqa: PLR0913 - built once, every argument by name
@@ -71,6 +74,7 @@ class KvPublisher:
     ) -> None:
         self.worker = worker
         self.last_event_id = 0
+        self.on_change: Callable[[], None] = lambda: None
         self._block_size = block_size
         self._ring: deque[KvEvent] = deque(maxlen=ring_events)
         self._index = KvIndex(max_blocks)
@@ -109,6 +113,7 @@ class KvPublisher:
             self._publisher.publish(KV_EVENT_BATCH.encode(batch), schema=KV_EVENT_BATCH.schema)
         if events:
             self._metrics.kv_index_blocks.labels(dp_rank=str(self.worker.dp_rank)).set(len(self._index))
+            self.on_change()
 
     def answer(self, first: int | None, last: int | None) -> KvEventBatch:
         """Return events ``first..last`` from the ring, or the whole state if they have left it or were not named."""

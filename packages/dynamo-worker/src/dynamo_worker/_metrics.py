@@ -25,11 +25,13 @@ KV_TOTAL_BLOCKS = "dynamo_worker_kv_total_blocks"
 MODEL_LOAD_SECONDS = "dynamo_worker_model_load_seconds"
 
 REMOTE_PREFILLS_TOTAL = "dynamo_worker_remote_prefills_total"
+REMOTE_ENCODES_TOTAL = "dynamo_worker_remote_encodes_total"
 KV_LEASES = "dynamo_worker_kv_leases"
 KV_LEASES_EXPIRED_TOTAL = "dynamo_worker_kv_leases_expired_total"
 KV_TRANSFER_BLOCKS_TOTAL = "dynamo_worker_kv_transfer_blocks_total"
 KV_TRANSFER_BYTES_TOTAL = "dynamo_worker_kv_transfer_bytes_total"
 KV_TRANSFER_SECONDS = "dynamo_worker_kv_transfer_seconds"
+KV_ROOMS = "dynamo_worker_kv_rooms"
 
 
 class WorkerMetrics:
@@ -57,6 +59,8 @@ class WorkerMetrics:
         self.kv_total_blocks = gauge(KV_TOTAL_BLOCKS, "Device blocks in all", ["dp_rank"])
         self.model_load = gauge(MODEL_LOAD_SECONDS, "Seconds the engine took to start")
         self.remote_prefills = counter(REMOTE_PREFILLS_TOTAL, "Prompts computed elsewhere, or why not", ["outcome"])
+        self.remote_encodes = counter(REMOTE_ENCODES_TOTAL, "Requests with media, by who encoded them", ["outcome"])
+        self.kv_rooms = gauge(KV_ROOMS, "Prompts whose blocks are sent while they are computed")
         self.kv_leases = gauge(KV_LEASES, "Holds on computed blocks that wait to be pulled")
         self.kv_leases_expired = counter(KV_LEASES_EXPIRED_TOTAL, "Holds that ended without a pull")
         self.kv_transfer_blocks = counter(KV_TRANSFER_BLOCKS_TOTAL, "KV blocks moved between workers", ["direction"])

@@ -11,6 +11,7 @@ from dynamo_core.engine import Engine, EngineFactory
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.ids import InstanceId
 from dynamo_core.settings import DynamoSettings
+from dynamo_worker._fleet import WorkerFleet
 from dynamo_worker._settings import WorkerSettings
 from dynamo_worker._worker import Worker
 
@@ -54,8 +55,10 @@ class WorkerPlugin:
         self, context: ComponentContext, settings: tuple[DynamoSettings, ...], extra_args: list[str]
     ) -> Component:
         """Build the component from the resolved options; flags they do not know go to the engine."""
-        (own,) = settings
-        return create_worker(context, cast("WorkerSettings", own), engine_args=extra_args)
+        own = cast("WorkerSettings", settings[0])
+        if own.num_workers == 1:
+            return create_worker(context, own, engine_args=extra_args)
+        return WorkerFleet(context, own.num_workers, lambda each: create_worker(each, own, engine_args=extra_args))
 
 
 plugin = WorkerPlugin()

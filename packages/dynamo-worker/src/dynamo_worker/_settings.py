@@ -12,19 +12,25 @@ _NEEDS: dict[str, tuple[str, str]] = {
     "kv_event_ring_events": ("kv_events", "--kv-events"),
     "kv_index_blocks": ("kv_events", "--kv-events"),
     "kv_connector_options": ("kv_connector", "--kv-connector NAME"),
+    "encode_component": ("remote_encode", "--remote-encode"),
+    "encode_timeout_s": ("remote_encode", "--remote-encode"),
+    "local_encode": ("remote_encode", "--remote-encode"),
     "request_queue_timeout_ms": ("request_queue_limit", "--request-queue-limit COUNT"),
 }
 """Options that have an effect only if another one is set: name, and how to set it."""
 
 
 _ROLES: dict[str, tuple[str, ...]] = {
+    "remote_encode": ("agg", "prefill", "decode"),
     "prefill_component": ("decode",),
     "remote_prefill_threshold_tokens": ("decode",),
     "prefill_timeout_s": ("decode",),
     "local_prefill": ("decode",),
+    "kv_handoff": ("decode",),
     "kv_lease_s": ("prefill",),
     "kv_transfer_timeout_s": ("prefill", "decode"),
     "kv_shared_memory": ("prefill", "decode"),
+    "kv_nixl": ("prefill", "decode"),
 }
 """Options that have an effect in some roles only."""
 
@@ -35,13 +41,19 @@ class WorkerSettings(DynamoSettings):
     component: ClassVar[str] = "worker"
 
     engine: str = Field(default="reference", min_length=1, description="engine plug-in to host")
-    role: Literal["agg", "prefill", "decode"] = Field(
-        default="agg", description="part in serving a model: agg, prefill or decode"
+    num_workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="workers that this process plays, each with an engine, an instance id and events of its own",
+    )
+    role: Literal["agg", "prefill", "decode", "encode"] = Field(
+        default="agg", description="part in serving a model: agg, prefill, decode or encode"
     )
     worker_component: str = Field(
         default="",
         pattern=r"^[A-Za-z0-9_-]{0,128}$",
-        description="component part of the endpoint; prefill for prefill workers, else backend, if empty",
+        description="component part of the endpoint; the role's name for prefill and encode, else backend, if empty",
     )
     worker_endpoint: str = Field(
         default="generate",
@@ -98,12 +110,27 @@ class WorkerSettings(DynamoSettings):
     local_prefill: bool = Field(
         default=True, description="compute the prompt on the decode worker if it cannot come from elsewhere"
     )
+    remote_encode: bool = Field(default=False, description="have encode workers turn media into tensors")
+    encode_component: str = Field(
+        default="encode",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="component of the encode workers that a worker asks",
+    )
+    encode_timeout_s: float = Field(default=10.0, gt=0, description="seconds a worker waits for encoded media")
+    local_encode: bool = Field(default=True, description="encode media on the worker if no encode worker does")
+    kv_handoff: Literal["pull", "bootstrap"] = Field(
+        default="pull",
+        description="fetch a prompt's blocks after a prefill worker has computed it (pull), or meanwhile (bootstrap)",
+    )
     kv_lease_s: float = Field(
         default=30.0, gt=0, le=3600, description="seconds a prefill worker keeps a prompt's blocks for a decode worker"
     )
     kv_transfer_timeout_s: float = Field(default=10.0, gt=0, description="seconds a transfer of one prompt may take")
     kv_shared_memory: bool = Field(
         default=True, description="move KV through shared memory between workers of one host"
+    )
+    kv_nixl: bool = Field(
+        default=False, description="move KV through NIXL to workers that have it too; NIXL must be installed"
     )
     tool_call_parser: str = Field(default="", description="parser of tool calls that frontends use for this model")
     reasoning_parser: str = Field(default="", description="parser of reasoning that frontends use for this model")
@@ -115,7 +142,7 @@ class WorkerSettings(DynamoSettings):
     @property
     def component_name(self) -> str:
         """Component part of the endpoint."""
-        return self.worker_component or ("prefill" if self.role == "prefill" else "backend")
+        return self.worker_component or (self.role if self.role in ("prefill", "encode") else "backend")
 
     @model_validator(mode="after")
     def _refuse_ignored_options(self) -> Self:

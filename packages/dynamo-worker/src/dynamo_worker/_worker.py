@@ -240,6 +240,8 @@ class Worker:
         for dp_rank, publisher in publishers.items():
             self._exit.callback(publisher.flush)
             engine.set_kv_event_sink(publisher, dp_rank=dp_rank)
+            if self._role is not None:
+                publisher.on_change = self._role.notify_blocks
         if self._connector is not None:
             self._connector.bind(publishers[min(publishers)])
         return publishers

@@ -1,39 +1,32 @@
-"""The decode role: brings the prompt's blocks from a prefill worker, then lets the engine go on from there."""
+"""The decode role: brings the prompt's blocks from a prefill worker, before the engine goes on from there."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import structlog
 
 from dynamo_core.clock import Clock
-from dynamo_core.engine import ChunkSink, Engine, EngineConfig, EngineContext, SupportsSubmit
-from dynamo_core.errors import DeadlineExceededError, DynamoError, UnavailableError, as_dynamo_error
-from dynamo_core.planes import RequestContext
-from dynamo_core.requests import GenerateChunk, GenerateRequest, PrefillResult
+from dynamo_core.discovery import Instance
+from dynamo_core.errors import DeadlineExceededError, DynamoError, UnavailableError
+from dynamo_core.kv import BlockDescriptor
+from dynamo_core.requests import GenerateRequest
 from dynamo_core.tokens import token_count
 from dynamo_worker._deadline import within
 from dynamo_worker._disagg.handoff import KvHandoff, SupportsKvHandoff, prompt_blocks
-from dynamo_worker._disagg.peers import PrefillPeers
+from dynamo_worker._disagg.peers import Peers
 from dynamo_worker._disagg.pull import BlockPuller
-from dynamo_worker._mailbox import Mailbox
+from dynamo_worker._disagg.rooms import bootstrap_to
 from dynamo_worker._metrics import WorkerMetrics
-from dynamo_worker._output_builder import OutputBuilder
 
 _ATTEMPTS = 2
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(eq=False)
-class _Waiting:
-    request: GenerateRequest
-    sink: ChunkSink
-    task: asyncio.Task[None] | None = None
-    is_aborted: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,19 +37,20 @@ class DecodeOptions:
         threshold_tokens: Uncached prompt tokens from which a prefill worker is asked; None never asks.
         timeout_s: Longest wait for a prompt from elsewhere, its transfer included.
         local_prefill: Whether the prompt is computed here if it cannot come from elsewhere.
+        bootstrap: Whether blocks are fetched while the prefill worker computes, instead of afterwards.
     """
 
     threshold_tokens: int | None
     timeout_s: float
     local_prefill: bool
+    bootstrap: bool = False
 
 
-class DecodeEngine:
-    """An engine whose prompts may come from elsewhere, around one that computes. The inner engine's life is its host's.
+class RemotePrompt:
+    """The preparation of a decode worker's requests.
 
     Args:
-        engine: Goes on from the blocks; it takes pushed sinks.
-        blocks: The same engine's blocks.
+        blocks: The engine's blocks.
         model: Served model name.
         peers: Prefill workers, for requests without a hand-off.
         puller: Brings blocks.
@@ -67,19 +61,15 @@ class DecodeEngine:
 
     def __init__(  # noqa: PLR0913 - built once, every argument by name
         self,
-        engine: Engine,
         blocks: SupportsKvHandoff,
         *,
         model: str,
-        peers: PrefillPeers,
+        peers: Peers,
         puller: BlockPuller,
         options: DecodeOptions,
         clock: Clock,
         metrics: WorkerMetrics,
     ) -> None:
-        assert isinstance(engine, SupportsSubmit)
-        self._engine: Engine = engine
-        self._submit = engine.submit
         self._blocks = blocks
         self._block_size = blocks.block_access().layout.block_size
         self._model = model
@@ -88,72 +78,16 @@ class DecodeEngine:
         self._options = options
         self._clock = clock
         self._metrics = metrics
-        self._waiting: set[_Waiting] = set()
-        self._none_waits = asyncio.Event()
-        self._none_waits.set()
 
-    async def start(self, context: EngineContext) -> EngineConfig:
-        """Start the inner engine."""
-        return await self._engine.start(context)
-
-    def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
-        """Accept a request; one whose prompt may come from elsewhere reaches the engine when it has come."""
-        if request.health_check or not self._may_come_from_elsewhere(request):
-            self._submit(request, sink)
-            return
-        waiting = _Waiting(request, sink)
-        self._waiting.add(waiting)
-        self._none_waits.clear()
-        waiting.task = asyncio.ensure_future(self._bring(request))
-        waiting.task.add_done_callback(lambda task: self._on_brought(waiting, task))
-
-    async def generate(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[GenerateChunk]:
-        """The pull form of ``submit``; leaving it aborts the request."""
-        mailbox = Mailbox()
-        self.submit(request, mailbox)
-        try:
-            while True:
-                for chunk in await mailbox.take():
-                    yield chunk
-                    if chunk.usage is not None:
-                        return
-        finally:
-            await self.abort(request.request_id)
-
-    async def abort(self, request_id: str) -> None:
-        """Abort while the prompt comes, or in the inner engine."""
-        for waiting in list(self._waiting):
-            if waiting.request.request_id == request_id and waiting.task is not None:
-                waiting.is_aborted = True
-                waiting.task.cancel()
-        await self._engine.abort(request_id)
-
-    async def drain(self) -> None:
-        """Wait for prompts that are coming, then drain the inner engine."""
-        await self._none_waits.wait()
-        await self._engine.drain()
-
-    async def cleanup(self) -> None:
-        """Clean the inner engine up, after the requests whose prompts are coming."""
-        await self.close()
-        await self._engine.cleanup()
-
-    async def close(self) -> None:
-        """Fail the requests whose prompts are coming. Idempotent."""
-        tasks = [waiting.task for waiting in self._waiting if waiting.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._none_waits.wait()
-
-    def _may_come_from_elsewhere(self, request: GenerateRequest) -> bool:
+    def concerns(self, request: GenerateRequest) -> bool:
+        """Whether the prompt may come from elsewhere."""
         if request.handoff is not None:
             return True
         threshold = self._options.threshold_tokens
         return threshold is not None and token_count(request.token_ids) >= max(threshold, self._block_size + 1)
 
-    async def _bring(self, request: GenerateRequest) -> None:
-        """Get the prompt's blocks here.
+    async def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        """Get the prompt's blocks here; return the request without a hand-off.
 
         Raises:
             DynamoError: if they cannot come and the prompt must not be computed here.
@@ -163,7 +97,7 @@ class DecodeEngine:
             limit_s = self._options.timeout_s
             if request.deadline_s is not None:
                 limit_s = min(limit_s, request.deadline_s)
-            outcome = await within(self._clock, limit_s, self._bring_any(request, limit_s))
+            outcome = await within(self._clock, limit_s, self._bring(request, limit_s))
         except TimeoutError:
             outcome = "timeout"
             if not self._options.local_prefill:
@@ -178,8 +112,9 @@ class DecodeEngine:
             log.info("prompt is computed here", request_id=request.request_id, reason=error.reason, why=error.message)
         finally:
             self._metrics.remote_prefills.labels(outcome=outcome).inc()
+        return msgspec.structs.replace(request, handoff=None)
 
-    async def _bring_any(self, request: GenerateRequest, limit_s: float) -> str:
+    async def _bring(self, request: GenerateRequest, limit_s: float) -> str:
         blocks = prompt_blocks(request, self._block_size)
         if request.handoff is not None:
             await self._puller.pull(KvHandoff.from_result(request.handoff), blocks)
@@ -188,13 +123,11 @@ class DecodeEngine:
         uncached = token_count(request.token_ids) - held * self._block_size
         if uncached < (self._options.threshold_tokens or 0):
             return "short"
-        result = await self._ask_peers(request, limit_s)
-        if result is None:
-            return "no_peer"
-        await self._puller.pull(KvHandoff.from_result(result), blocks)
-        return "remote"
+        return await self._bring_from_peers(request, blocks, limit_s)
 
-    async def _ask_peers(self, request: GenerateRequest, limit_s: float) -> PrefillResult | None:
+    async def _bring_from_peers(
+        self, request: GenerateRequest, blocks: Sequence[BlockDescriptor], limit_s: float
+    ) -> str:
         tried: set[int] = set()
         for attempt in range(_ATTEMPTS):
             instance = self._peers.choose(self._model, self._block_size, excluded=frozenset(tried))
@@ -202,35 +135,38 @@ class DecodeEngine:
                 break
             tried.add(instance.instance_id)
             try:
-                return await self._peers.prefill(instance, request, deadline_s=limit_s)
+                handoff = await self._have_computed(instance, request, blocks, limit_s)
             except UnavailableError:
                 if attempt + 1 == _ATTEMPTS:
                     raise
+            else:
+                if handoff is not None:
+                    await self._puller.pull(handoff, blocks)
+                return "remote"
         if self._options.local_prefill:
-            return None
+            return "no_peer"
         raise UnavailableError(
             f"No prefill worker serves {self._model} at {self._peers.endpoint}.", reason="backend.worker_unavailable"
         )
 
-    def _on_brought(self, waiting: _Waiting, task: asyncio.Task[None]) -> None:
-        self._waiting.discard(waiting)
-        if not self._waiting:
-            self._none_waits.set()
-        if task.cancelled():
-            self._end_waiting(waiting)
-            return
-        error = task.exception()
-        if error is not None:
-            waiting.sink.fail(as_dynamo_error(error))
-            return
+    async def _have_computed(
+        self, instance: Instance, request: GenerateRequest, blocks: Sequence[BlockDescriptor], limit_s: float
+    ) -> KvHandoff | None:
+        """Have the prompt computed; return where its blocks are left to be pulled, None if they are here already."""
+        place = self._peers.meeting_place(instance) if self._options.bootstrap else None
+        if place is None:
+            return KvHandoff.from_result(await self._peers.prefill(instance, request, deadline_s=limit_s))
+        room = secrets.token_hex(8)
+        meeting = msgspec.structs.replace(place, lease_id=room, bootstrap=True)
+        asked = msgspec.structs.replace(request, handoff=bootstrap_to(room))
+        both: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(self._peers.prefill(instance, asked, deadline_s=limit_s)),
+            asyncio.ensure_future(self._puller.pull(meeting, blocks)),
+        ]
         try:
-            self._submit(msgspec.structs.replace(waiting.request, handoff=None), waiting.sink)
-        except DynamoError as refusal:
-            waiting.sink.fail(refusal)
-
-    def _end_waiting(self, waiting: _Waiting) -> None:
-        if not waiting.is_aborted:
-            waiting.sink.fail(UnavailableError("The engine was shut down.", reason="backend.engine_shutdown"))
-            return
-        for chunk in OutputBuilder(waiting.request).cancelled():
-            waiting.sink.push(chunk)
+            await asyncio.gather(*both)
+        finally:
+            for one in both:
+                one.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+        return None

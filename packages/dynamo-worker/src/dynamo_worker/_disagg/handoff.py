@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from dynamo_core.engine import SupportsKvBlocks
+from dynamo_core.enums import FinishReason
 from dynamo_core.errors import BackendProtocolError, InvalidRequestError
 from dynamo_core.kv import BlockDescriptor, BlockLayout
-from dynamo_core.requests import GenerateRequest, PrefillResult
+from dynamo_core.requests import GenerateChunk, GenerateRequest, PrefillResult
 from dynamo_core.tokens import (
     TOKEN_BYTES,
     XXH3_1337_V1,
     BlockHasher,
-    PackedHashes,
     require_algorithm,
     token_count,
     unpack_hashes,
 )
+from dynamo_worker._media import media_of_blocks
 
 HANDOFF_KIND = "dynamo.kv_handoff.v1"
 TRANSFER_ENDPOINT = "worker_kv_transfer"
@@ -65,6 +66,8 @@ class KvHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
         algorithm: Hash algorithm.
         shared_memory: Names a file by which the receiver finds out whether both share memory; empty if not offered.
         kind: Version of this record.
+        nixl: Whether the blocks can be read through NIXL.
+        bootstrap: Whether the prompt is still being computed: the lease's name is then the room where both meet.
     """
 
     address: str
@@ -77,11 +80,17 @@ class KvHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
     algorithm: str = XXH3_1337_V1
     shared_memory: str = ""
     kind: str = HANDOFF_KIND
+    bootstrap: bool = False
+    nixl: bool = False
 
     def to_result(self, *, cached_tokens: int) -> PrefillResult:
         """Return the record as it travels."""
+        return PrefillResult(self.to_parameters(), cached_tokens=cached_tokens)
+
+    def to_parameters(self) -> dict[str, Any]:
+        """Return the record as a map, with its kind."""
         parameters: dict[str, Any] = msgspec.to_builtins(self, builtin_types=(bytes,))
-        return PrefillResult({**parameters, "kind": self.kind}, cached_tokens=cached_tokens)
+        return {**parameters, "kind": self.kind}
 
     @classmethod
     def from_result(cls, result: PrefillResult) -> KvHandoff:
@@ -131,12 +140,16 @@ def prompt_blocks(request: GenerateRequest, block_size: int) -> list[BlockDescri
     """
     count = max(0, token_count(request.token_ids) - 1) // block_size
     hasher = BlockHasher(block_size, lora=request.routing.lora, salt=request.routing.cache_salt)
-    hashes = hasher.hash_tokens(request.token_ids[: count * block_size * TOKEN_BYTES])
+    media = media_of_blocks(request.parts, block_size, count)
+    hashes = hasher.hash_tokens(request.token_ids[: count * block_size * TOKEN_BYTES], mm_hashes=media)
     local, chained = unpack_hashes(hashes.local), unpack_hashes(hashes.sequence)
     parents = [None, *chained[:-1]] if count else []
     return [BlockDescriptor(chained[index], local[index], parents[index], index) for index in range(count)]
 
 
-def hashes_of(packed: bytes) -> list[int]:
-    """Return packed hashes as integers."""
-    return list(unpack_hashes(PackedHashes(packed)))
+def ends_of_choices(request: GenerateRequest, reason: FinishReason) -> Iterator[GenerateChunk]:
+    """Yield an empty end for every choice but the first, for workers that give a request one answer."""
+    for choice in range(1, request.sampling.n):
+        yield GenerateChunk(
+            first_index=request.accepted_tokens, choice=choice, attempt=request.attempt, finish_reason=reason
+        )

@@ -57,12 +57,12 @@ class LeaseTable:
         """Blocks under lease, each counted as often as it is held."""
         return sum(len(lease.hashes) for lease in self._leases.values())
 
-    async def grant(self, hashes: Sequence[int]) -> tuple[str, int]:
-        """Hold the longest known prefix of blocks; return the lease and how many blocks it holds."""
+    async def grant(self, hashes: Sequence[int], lease_id: str = "") -> tuple[str, int]:
+        """Hold the longest known prefix of blocks; return the lease, under that name or a new one, and its blocks."""
         wanted = list(hashes)[: self._max_blocks]
         await self._make_room(len(wanted))
         held = await self._engine.hold_blocks(wanted)
-        lease_id = secrets.token_hex(8)
+        lease_id = lease_id or secrets.token_hex(8)
         self._leases[lease_id] = _Lease(wanted[:held], self._clock.monotonic() + self.lease_s)
         self._empty.clear()
         self._count()

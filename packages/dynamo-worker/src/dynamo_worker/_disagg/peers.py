@@ -1,4 +1,4 @@
-"""The prefill workers that serve a model, as discovery shows them, and how to ask one."""
+"""The prefill or encode workers that serve a model, as discovery shows them, and how to ask one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import structlog
 
 from dynamo_core.cards import ModelCard
 from dynamo_core.clock import Clock
+from dynamo_core.content import ContentPart
 from dynamo_core.discovery import (
     INSTANCES_PREFIX,
     MODELS_PREFIX,
@@ -24,9 +25,10 @@ from dynamo_core.enums import WorkerType
 from dynamo_core.errors import BackendProtocolError, DynamoError, UnavailableError
 from dynamo_core.ids import EndpointId
 from dynamo_core.planes import CallOptions, RequestPlane
-from dynamo_core.requests import GenerateRequest, PrefillResult
+from dynamo_core.requests import GenerateChunk, GenerateRequest, PrefillResult
 from dynamo_core.streams import open_stream
 from dynamo_core.wire import GENERATE_CHUNK, GENERATE_REQUEST, INSTANCE, MODEL_RECORD
+from dynamo_worker._disagg.handoff import HANDOFF_KIND, KvHandoff
 
 COOLDOWN_S = 5.0
 
@@ -40,18 +42,22 @@ class _Peer:
     resting_until_s: float = 0.0
 
 
-class PrefillPeers:
-    """Prefill workers behind one endpoint, asked in turn; one that failed rests for a while.
+class Peers:
+    """Workers of one role behind one endpoint, asked in turn; one that failed rests for a while.
 
     Args:
+        role: What they do.
         discovery: Where they register.
         plane: How they are reached.
         endpoint: Their generate endpoint.
         clock: Time.
     """
 
-    def __init__(self, discovery: Discovery, plane: RequestPlane, endpoint: EndpointId, clock: Clock) -> None:
+    def __init__(
+        self, role: WorkerType, discovery: Discovery, plane: RequestPlane, endpoint: EndpointId, clock: Clock
+    ) -> None:
         self.endpoint = endpoint
+        self._role = role
         self._discovery = discovery
         self._plane = plane
         self._clock = clock
@@ -66,8 +72,10 @@ class PrefillPeers:
         """Follow their model cards until cancelled."""
         await self._watch(MODELS_PREFIX, self._put_model, self._drop_model)
 
-    def choose(self, model: str, block_size: int, *, excluded: frozenset[int] = frozenset()) -> Instance | None:
-        """Return the next worker that computes the model in blocks of that size; None if there is none."""
+    def choose(
+        self, model: str, block_size: int | None = None, *, excluded: frozenset[int] = frozenset()
+    ) -> Instance | None:
+        """Return the next worker that serves the model, in blocks of that size if one is given; None without one."""
         now = self._clock.monotonic()
         fit = [
             peer.instance
@@ -80,30 +88,56 @@ class PrefillPeers:
         self._turn += 1
         return fit[self._turn % len(fit)] if fit else None
 
+    def meeting_place(self, instance: Instance) -> KvHandoff | None:
+        """Return where that worker's blocks can be fetched while it computes; None if its card names no such place."""
+        for peer in self._peers.values():
+            if peer.instance is not None and peer.instance.instance_id == instance.instance_id:
+                for card in peer.cards.values():
+                    place = card.runtime_config.disaggregated_endpoint
+                    if place is not None and place.get("kind") == HANDOFF_KIND:
+                        return KvHandoff.from_result(PrefillResult(place))
+        return None
+
     async def prefill(self, instance: Instance, request: GenerateRequest, *, deadline_s: float) -> PrefillResult:
         """Have a prompt computed. Cancelling the wait kills the call, which aborts the work there.
 
         Raises:
-            DynamoError: what ended the call; the worker then rests.
+            DynamoError: what ended the call; after ``UnavailableError`` the worker rests.
             BackendProtocolError: if it answered without a hand-off.
         """
-        asked = msgspec.structs.replace(request, handoff=None, deadline_s=deadline_s)
+        chunks = await self._ask(instance, request, deadline_s)
+        for chunk in reversed(chunks):
+            if chunk.handoff is not None:
+                return chunk.handoff
+        raise BackendProtocolError("the prefill worker ended without a hand-off")
+
+    async def encode(
+        self, instance: Instance, request: GenerateRequest, *, deadline_s: float
+    ) -> tuple[ContentPart, ...]:
+        """Have a request's parts encoded; cancelling and errors as with ``prefill``.
+
+        Raises:
+            BackendProtocolError: if it answered with more or fewer parts.
+        """
+        chunks = await self._ask(instance, request, deadline_s)
+        parts = tuple(part for chunk in chunks for part in chunk.parts)
+        if len(parts) != len(request.parts):
+            raise BackendProtocolError(f"the encode worker gave {len(parts)} parts for {len(request.parts)}")
+        return parts
+
+    async def _ask(self, instance: Instance, request: GenerateRequest, deadline_s: float) -> list[GenerateChunk]:
+        asked = msgspec.structs.replace(request, deadline_s=deadline_s)
         options = CallOptions(request.request_id, deadline_s, schema=instance.types.request)
         payload = GENERATE_REQUEST.encode(asked)
-        handoff: PrefillResult | None = None
         try:
             async with await open_stream(self._plane, instance.address, self.endpoint, payload, options) as stream:
-                async for item in stream:
-                    handoff = GENERATE_CHUNK.decode(item).handoff or handoff
+                return [GENERATE_CHUNK.decode(item) async for item in stream]
         except UnavailableError as error:
             self._rest(instance, error)
             raise
-        if handoff is None:
-            raise BackendProtocolError("the prefill worker ended without a hand-off")
-        return handoff
 
     def _rest(self, instance: Instance, error: DynamoError) -> None:
-        log.info("prefill worker rests", instance=f"{instance.instance_id:x}", reason=error.reason)
+        log.info("worker rests", role=self._role.value, instance=f"{instance.instance_id:x}", reason=error.reason)
         for peer in self._peers.values():
             if peer.instance is not None and peer.instance.instance_id == instance.instance_id:
                 peer.resting_until_s = self._clock.monotonic() + COOLDOWN_S
@@ -127,7 +161,7 @@ class PrefillPeers:
     def _put_model(self, name: str, value: bytes) -> None:
         record: ModelRecord = MODEL_RECORD.decode(value)
         instance, _, suffix = name.partition("/")
-        if record.card.worker_type is WorkerType.PREFILL:
+        if record.card.worker_type is self._role:
             self._peers.setdefault(instance, _Peer()).cards[suffix] = record.card
 
     def _drop_model(self, name: str) -> None:
@@ -142,5 +176,5 @@ class PrefillPeers:
             del self._peers[name]
 
 
-def _fits(card: ModelCard, model: str, block_size: int) -> bool:
-    return card.kv_block_size == block_size and (card.name == model or model in card.aliases)
+def _fits(card: ModelCard, model: str, block_size: int | None) -> bool:
+    return block_size in (None, card.kv_block_size) and (card.name == model or model in card.aliases)

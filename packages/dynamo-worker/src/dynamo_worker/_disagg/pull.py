@@ -9,12 +9,15 @@ from pathlib import Path
 
 import msgspec
 
+from dynamo_core.clock import Clock
 from dynamo_core.errors import BackendProtocolError, DynamoError
 from dynamo_core.ids import EndpointId
 from dynamo_core.kv import BlockDescriptor, TransferRequest
 from dynamo_core.planes import Call, CallOptions, RequestPlane
 from dynamo_core.wire import TRANSFER_REQUEST
 from dynamo_worker._disagg.handoff import HEAD_DECODER, SHARED_MEMORY_HEADER, KvHandoff, SupportsKvHandoff, TransferHead
+from dynamo_worker._disagg.nixl import NIXL_HEADER, NIXL_NAME, NixlPool, NixlReader, NixlSegment
+from dynamo_worker._disagg.rooms import BOOTSTRAP_HEADER
 from dynamo_worker._disagg.segments import SEGMENT_SLOTS, SHARED_FOLDER, Segment, is_shared
 from dynamo_worker._metrics import WorkerMetrics
 
@@ -70,22 +73,28 @@ class BlockPuller:
         timeout_s: Longest transfer.
         metrics: Where counts go.
         use_shared_memory: Whether to map the sender's memory where both share it.
+        nixl: Memory that NIXL reads into, for senders that have it too; None without.
+        clock: Time between two looks at a NIXL transfer.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - built once, every argument by name
         self,
         engine: SupportsKvHandoff,
         plane: RequestPlane,
         *,
         timeout_s: float,
         metrics: WorkerMetrics,
+        clock: Clock,
         use_shared_memory: bool = True,
+        nixl: NixlPool | None = None,
     ) -> None:
         self._engine = engine
         self._plane = plane
         self._timeout_s = timeout_s
         self._metrics = metrics
+        self._clock = clock
         self._use_shared_memory = use_shared_memory
+        self._nixl = nixl
         self._segments: dict[str, Segment] = {}
 
     async def pull(self, handoff: KvHandoff, blocks: Sequence[BlockDescriptor]) -> int:
@@ -98,6 +107,19 @@ class BlockPuller:
         """
         held = await self._engine.match_blocks([block.sequence_hash for block in blocks])
         missing = blocks[held:]
+        pool = self._nixl if handoff.nixl and missing else None
+        into, reusable = pool.take() if pool is not None else None, False
+        try:
+            came = await self._pull_missing(handoff, missing, into)
+            reusable = True
+        finally:
+            if pool is not None and into is not None:
+                pool.give_back(into, reusable=reusable)
+        return came
+
+    async def _pull_missing(
+        self, handoff: KvHandoff, missing: Sequence[BlockDescriptor], into: NixlSegment | None
+    ) -> int:
         layout = self._engine.block_access().layout
         request = TransferRequest(
             handoff.lease_id,
@@ -106,10 +128,10 @@ class BlockPuller:
             handoff.algorithm,
             deadline_s=self._timeout_s,
         )
-        shared = self._use_shared_memory and is_shared(handoff.shared_memory)
-        headers = {SHARED_MEMORY_HEADER: "1"} if shared else {}
-        # Through shared memory the credit is the number of slots that the sender may fill ahead of us, plus the head.
-        credit = SEGMENT_SLOTS if shared else _CREDIT_ITEMS
+        way = self._way(handoff, into)
+        headers = {name: "1" for name in (way, BOOTSTRAP_HEADER if handoff.bootstrap else "") if name}
+        # Through slots the credit is the number of them that the sender may fill ahead of us, plus the head.
+        credit = SEGMENT_SLOTS if way else _CREDIT_ITEMS
         options = CallOptions(
             handoff.lease_id,
             self._timeout_s,
@@ -122,7 +144,7 @@ class BlockPuller:
         endpoint = EndpointId.parse(handoff.endpoint)
         items.call = await self._plane.open(handoff.address, endpoint, payload, items, options)
         try:
-            came = await self._receive(items, missing, layout.block_bytes)
+            came = await self._receive(items, missing, layout.block_bytes, into)
         finally:
             items.close()
         self._metrics.kv_transfer_blocks.labels(direction="received").inc(came)
@@ -135,14 +157,28 @@ class BlockPuller:
             segment.close()
         self._segments.clear()
 
-    async def _receive(self, items: _Items, missing: Sequence[BlockDescriptor], block_bytes: int) -> int:
+    def _way(self, handoff: KvHandoff, into: NixlSegment | None) -> str:
+        if into is not None:
+            return NIXL_HEADER
+        return SHARED_MEMORY_HEADER if self._use_shared_memory and is_shared(handoff.shared_memory) else ""
+
+    async def _receive(
+        self, items: _Items, missing: Sequence[BlockDescriptor], block_bytes: int, into: NixlSegment | None
+    ) -> int:
         first = await items.next()
         head = _head(first)
         items.used()
         if head.blocks > len(missing):
             raise BackendProtocolError(f"the sender promises {head.blocks} blocks, {len(missing)} were asked for")
+        if head.segment.startswith(NIXL_NAME) and self._nixl is not None and into is not None:
+            reader = NixlReader(self._nixl.agent, head.segment, into, self._clock)
+            try:
+                return await self._receive_slots(items, head, reader, missing, block_bytes)
+            finally:
+                reader.close()
         if head.segment:
-            return await self._receive_slots(items, head, missing, block_bytes)
+            segment = self._map(head.segment, head.slots * head.slot_blocks * block_bytes)
+            return await self._receive_slots(items, head, segment, missing, block_bytes)
         return await self._receive_bytes(items, missing[: head.blocks], block_bytes)
 
     async def _receive_bytes(self, items: _Items, missing: Sequence[BlockDescriptor], block_bytes: int) -> int:
@@ -165,22 +201,26 @@ class BlockPuller:
         return came + await self._import(missing[came : came + whole], memoryview(bytes(pending)), block_bytes)
 
     async def _receive_slots(
-        self, items: _Items, head: TransferHead, missing: Sequence[BlockDescriptor], block_bytes: int
+        self,
+        items: _Items,
+        head: TransferHead,
+        slots: Segment | NixlReader,
+        missing: Sequence[BlockDescriptor],
+        block_bytes: int,
     ) -> int:
         slot_bytes = head.slot_blocks * block_bytes
-        segment = self._map(head.segment, head.slots * slot_bytes)
-        came, number, is_full = 0, 0, False
+        came, number, seen, is_full = 0, 0, 0, False
         while (item := await items.next()) is not None:
             count = int.from_bytes(item, "little")
-            if count and count > min(head.slot_blocks, len(missing) - number * head.slot_blocks):
+            if count > min(head.slot_blocks, len(missing) - seen):
                 raise BackendProtocolError(f"the sender fills a slot with {count} blocks, which is too many")
             if count and not is_full:
                 start = number % head.slots * slot_bytes
-                view = segment.view[start : start + count * block_bytes]
+                view = await slots.read(start, count * block_bytes)
                 fitted = await self._import(missing[came : came + count], view, block_bytes)
                 came += fitted
                 is_full = fitted < count
-            number += 1 if count else 0
+            number, seen = number + (1 if count else 0), seen + count
             items.used()
         return came
 

@@ -12,22 +12,32 @@ import msgspec
 from dynamo_core.component import ComponentContext
 from dynamo_core.discovery import Instance
 from dynamo_core.engine import Engine, EngineConfig, SupportsSubmit
-from dynamo_core.enums import WorkerType
+from dynamo_core.enums import Modality, WorkerType
 from dynamo_core.errors import ConfigurationError
-from dynamo_core.ids import EndpointId, InstanceId
+from dynamo_core.ids import EndpointId, InstanceId, format_instance_id
 from dynamo_core.wire import TRANSFER_REQUEST
-from dynamo_worker._disagg.decode import DecodeEngine, DecodeOptions
+from dynamo_worker._disagg.decode import DecodeOptions, RemotePrompt
+from dynamo_worker._disagg.encode import EncodeEngine, EncodeOptions, RemoteEncoding, SupportsEncode
 from dynamo_worker._disagg.handoff import TRANSFER_ENDPOINT, SupportsKvHandoff
 from dynamo_worker._disagg.leases import LeaseTable
-from dynamo_worker._disagg.peers import PrefillPeers
+from dynamo_worker._disagg.nixl import NixlPool, load_agent
+from dynamo_worker._disagg.peers import Peers
 from dynamo_worker._disagg.prefill import PrefillEngine
+from dynamo_worker._disagg.prepared import PreparingEngine
 from dynamo_worker._disagg.pull import BlockPuller
-from dynamo_worker._disagg.segments import segment_pool
+from dynamo_worker._disagg.rooms import Rooms
+from dynamo_worker._disagg.segments import MAX_SEGMENTS, SEGMENT_SLOTS, segment_pool, slot_bytes
 from dynamo_worker._disagg.transfer import TransferHandler
 from dynamo_worker._metrics import WorkerMetrics
 from dynamo_worker._settings import WorkerSettings
 
-_TYPES = {"agg": WorkerType.AGGREGATED, "prefill": WorkerType.PREFILL, "decode": WorkerType.DECODE}
+_TYPES = {
+    "agg": WorkerType.AGGREGATED,
+    "prefill": WorkerType.PREFILL,
+    "decode": WorkerType.DECODE,
+    "encode": WorkerType.ENCODE,
+}
+_ENCODE_NEEDS = ((WorkerType.PREFILL, WorkerType.DECODE), (WorkerType.AGGREGATED,))
 _SHARE_OF_BLOCKS = 2
 
 
@@ -63,6 +73,7 @@ class Role:
         self._context = context
         self._metrics = metrics
         self._leases: LeaseTable | None = None
+        self._rooms = Rooms(metrics)
         self._exit = AsyncExitStack()
 
     @property
@@ -76,6 +87,11 @@ class Role:
         Raises:
             ConfigurationError: if the engine cannot.
         """
+        await self._take_role(endpoint, instance_id, facts)
+        if self._settings.remote_encode and self._settings.role != "prefill":
+            self._ask_encoders(endpoint)
+
+    async def _take_role(self, endpoint: EndpointId, instance_id: InstanceId, facts: dict[str, str]) -> None:
         wanted = _TYPES[self._settings.role]
         if wanted is self.config.worker_type:
             return  # aggregated, or an engine that hands over in its own way
@@ -84,6 +100,9 @@ class Role:
                 f"engine {type(self.engine).__name__} is set up as {self.config.worker_type.value}; "
                 f"give --role {self.config.worker_type.value} too"
             )
+        if wanted is WorkerType.ENCODE:
+            self._start_encode()
+            return
         blocks = self._require_blocks()
         if self.config.runtime_config.data_parallel_size > 1:
             raise ConfigurationError(
@@ -93,12 +112,16 @@ class Role:
         if wanted is WorkerType.PREFILL:
             await self._start_prefill(blocks, endpoint, instance_id, facts)
         else:
-            self._start_decode(blocks, endpoint)
+            self._start_decode(blocks, endpoint, instance_id)
 
     async def wait_pulled(self) -> None:
         """Return once every prompt computed here was pulled or has expired. Cancellation only ends the wait."""
         if self._leases is not None:
             await self._leases.wait_empty()
+
+    def notify_blocks(self) -> None:
+        """Blocks came or went: whoever waits for some looks again."""
+        self._rooms.notify()
 
     async def close(self) -> None:
         """End transfers and leases. Idempotent."""
@@ -121,10 +144,13 @@ class Role:
         if settings.kv_shared_memory:
             segments = segment_pool(blocks.block_access().layout.block_bytes)
             self._exit.callback(segments.close)
+        nixl = self._nixl_pool(blocks, instance_id, SEGMENT_SLOTS)
         handler = TransferHandler(
             blocks,
             leases,
+            self._rooms,
             segments=segments,
+            nixl=nixl,
             timeout_s=settings.kv_transfer_timeout_s,
             clock=clock,
             metrics=self._metrics,
@@ -134,43 +160,63 @@ class Role:
         self._exit.push_async_callback(served.close)
         self._spawn(leases.sweep(), f"{endpoint.component} KV leases")
         self.instances = [Instance(transfer, instance_id, served.address, metadata=facts)]
-        self.engine = PrefillEngine(
+        if settings.remote_encode:  # the prompt is computed from encoded media, handed over by the hash of the raw ones
+            self._ask_encoders(endpoint)
+        self.engine = engine = PrefillEngine(
             self.engine,
             blocks,
             leases,
+            self._rooms,
             endpoint=transfer,
             address=served.address,
             instance_id=instance_id,
             shared_memory=segments.marker if segments is not None else "",
+            nixl=nixl is not None,
         )
-        self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.PREFILL)
+        runtime = msgspec.structs.replace(
+            self.config.runtime_config, disaggregated_endpoint=engine.place.to_parameters()
+        )
+        self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.PREFILL, runtime_config=runtime)
 
-    def _start_decode(self, blocks: SupportsKvHandoff, endpoint: EndpointId) -> None:
+    def _nixl_pool(self, blocks: SupportsKvHandoff, instance_id: InstanceId, slots: int) -> NixlPool | None:
+        if not self._settings.kv_nixl:
+            return None
+        agent = load_agent(format_instance_id(instance_id))
+        pool = NixlPool(agent, slots * slot_bytes(blocks.block_access().layout.block_bytes), MAX_SEGMENTS)
+        self._exit.callback(pool.close)
+        return pool
+
+    def _start_decode(self, blocks: SupportsKvHandoff, endpoint: EndpointId, instance_id: InstanceId) -> None:
         settings, context = self._settings, self._context
         if not isinstance(self.engine, SupportsSubmit):
             raise ConfigurationError(f"engine {type(self.engine).__name__} takes no pushed sinks; use --role agg")
         prefill = EndpointId(endpoint.namespace, settings.prefill_component, endpoint.endpoint)
-        peers = PrefillPeers(context.discovery, context.request_plane, prefill, context.clock)
+        peers = Peers(WorkerType.PREFILL, context.discovery, context.request_plane, prefill, context.clock)
         puller = BlockPuller(
             blocks,
             context.request_plane,
             timeout_s=settings.kv_transfer_timeout_s,
             metrics=self._metrics,
             use_shared_memory=settings.kv_shared_memory,
+            nixl=self._nixl_pool(blocks, instance_id, 1),
+            clock=context.clock,
         )
         self._exit.callback(puller.close)
-        engine = DecodeEngine(
-            self.engine,
+        prompt = RemotePrompt(
             blocks,
             model=settings.served_model_name or self.config.model,
             peers=peers,
             puller=puller,
             options=DecodeOptions(
-                settings.remote_prefill_threshold_tokens, settings.prefill_timeout_s, settings.local_prefill
+                settings.remote_prefill_threshold_tokens,
+                settings.prefill_timeout_s,
+                settings.local_prefill,
+                bootstrap=settings.kv_handoff == "bootstrap",
             ),
             clock=context.clock,
             metrics=self._metrics,
         )
+        engine = PreparingEngine(self.engine, prompt)
         self._exit.push_async_callback(engine.close)
         if settings.remote_prefill_threshold_tokens is not None:
             self._spawn(peers.watch_instances(), "prefill instances")
@@ -178,6 +224,37 @@ class Role:
         self.engine = engine
         needs = () if settings.local_prefill else ((WorkerType.PREFILL,),)
         self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.DECODE, needs=needs)
+
+    def _start_encode(self) -> None:
+        engine = self.engine
+        if not isinstance(engine, SupportsEncode) or Modality.IMAGE not in self.config.input_modalities:
+            raise ConfigurationError(
+                f"engine {type(engine).__name__} has no encoder, which --role encode needs; "
+                "use --role agg, or --image-encoder with the reference engine"
+            )
+        self.engine = EncodeEngine(engine, engine)
+        self.config = msgspec.structs.replace(self.config, worker_type=WorkerType.ENCODE, needs=_ENCODE_NEEDS)
+
+    def _ask_encoders(self, endpoint: EndpointId) -> None:
+        settings, context = self._settings, self._context
+        if not isinstance(self.engine, SupportsSubmit):
+            raise ConfigurationError(
+                f"engine {type(self.engine).__name__} takes no pushed sinks; leave out --remote-encode"
+            )
+        encoders = EndpointId(endpoint.namespace, settings.encode_component, endpoint.endpoint)
+        peers = Peers(WorkerType.ENCODE, context.discovery, context.request_plane, encoders, context.clock)
+        encoding = RemoteEncoding(
+            model=settings.served_model_name or self.config.model,
+            peers=peers,
+            options=EncodeOptions(settings.encode_timeout_s, settings.local_encode),
+            clock=context.clock,
+            metrics=self._metrics,
+        )
+        engine = PreparingEngine(self.engine, encoding)
+        self._exit.push_async_callback(engine.close)
+        self._spawn(peers.watch_instances(), "encode instances")
+        self._spawn(peers.watch_models(), "encode models")
+        self.engine = engine
 
     def _require_blocks(self) -> SupportsKvHandoff:
         engine, role = self.engine, self._settings.role

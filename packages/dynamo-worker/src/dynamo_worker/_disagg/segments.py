@@ -8,6 +8,7 @@ import mmap
 import os
 import secrets
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 SHARED_FOLDER = Path("/dev/shm")
 SEGMENT_SLOTS = 4
@@ -15,6 +16,24 @@ SLOT_BYTES = 1 << 22
 MAX_SEGMENTS = 4
 _MARKER = "-0"
 _MARKER_BYTES = 16
+
+
+class SlotMemory(Protocol):
+    """A piece of memory that slots lie in, on the sender's side."""
+
+    view: memoryview
+
+    @property
+    def name(self) -> str:
+        """What a receiver needs to read it."""
+        ...
+
+    def close(self) -> None:
+        """Give it up."""
+        ...
+
+
+T = TypeVar("T", bound=SlotMemory)
 
 
 class Segment:
@@ -44,6 +63,15 @@ class Segment:
         self.view = memoryview(self._map)
         self._owned = create
 
+    @property
+    def name(self) -> str:
+        """Its path."""
+        return str(self.path)
+
+    async def read(self, start: int, size: int) -> memoryview:
+        """Return a piece of it, without a copy."""
+        return self.view[start : start + size]
+
     def close(self) -> None:
         """Unmap it and, if it was made here, remove it. Idempotent."""
         # A copy that nobody waits for any more may still hold the memory; it is unmapped with the last of them.
@@ -54,8 +82,57 @@ class Segment:
             self.path.unlink(missing_ok=True)
 
 
-class SegmentPool:
-    """Segments of one sending process, used again and again: fresh memory costs more than the copy into it.
+class LendingPool(Generic[T]):
+    """Memory for transfers, used again and again.
+
+    Args:
+        limit: Most pieces.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._free: list[T] = []
+        self._lent = 0
+
+    def make(self) -> T:
+        """Make another piece.
+
+        Raises:
+            OSError: if memory is short.
+        """
+        raise OSError("this pool makes nothing")
+
+    def take(self) -> T | None:
+        """Lend a piece; None if all are lent or memory is short."""
+        if self._free:
+            self._lent += 1
+            return self._free.pop()
+        if self._lent >= self._limit:
+            return None
+        try:
+            made = self.make()
+        except OSError:
+            return None
+        self._lent += 1
+        return made
+
+    def give_back(self, piece: T, *, reusable: bool) -> None:
+        """Take a piece back; one that a receiver may still read is thrown away."""
+        self._lent -= 1
+        if reusable:
+            self._free.append(piece)
+        else:
+            piece.close()
+
+    def close(self) -> None:
+        """Close all that is not lent. Idempotent."""
+        for piece in self._free:
+            piece.close()
+        self._free.clear()
+
+
+class SegmentPool(LendingPool[Segment]):
+    """Segments of one sending process: fresh shared memory costs more than the copy into it.
 
     Args:
         size_bytes: Length of each.
@@ -63,44 +140,24 @@ class SegmentPool:
     """
 
     def __init__(self, size_bytes: int, limit: int) -> None:
+        super().__init__(limit)
         self.size_bytes = size_bytes
-        self._limit = limit
-        self._free: list[Segment] = []
-        self._lent = 0
         self._prefix = f"dynamo-kv-{os.getpid()}-{secrets.token_hex(4)}"
         self._made = 0
         self._lock = -1
         remove_abandoned()
         self.marker = self._make_marker()
 
-    def take(self) -> Segment | None:
-        """Lend a segment; None if all are lent or memory is short."""
-        if self._free:
-            self._lent += 1
-            return self._free.pop()
-        if not self.marker or self._lent >= self._limit:
-            return None
+    def make(self) -> Segment:
+        """Make another segment."""
+        if not self.marker:
+            raise OSError("there is no shared memory")
         self._made += 1
-        try:
-            segment = Segment(SHARED_FOLDER / f"{self._prefix}-{self._made}", self.size_bytes, create=True)
-        except OSError:
-            return None
-        self._lent += 1
-        return segment
-
-    def give_back(self, segment: Segment, *, reusable: bool) -> None:
-        """Take a segment back; one that a receiver may still read is thrown away."""
-        self._lent -= 1
-        if reusable:
-            self._free.append(segment)
-        else:
-            segment.close()
+        return Segment(SHARED_FOLDER / f"{self._prefix}-{self._made}", self.size_bytes, create=True)
 
     def close(self) -> None:
         """Remove all segments and the marker. Idempotent."""
-        for segment in self._free:
-            segment.close()
-        self._free.clear()
+        super().close()
         if self.marker:
             Path(self.marker.split(":")[0]).unlink(missing_ok=True)
             self.marker = ""
@@ -143,6 +200,10 @@ def is_shared(marker: str) -> bool:
 
 
 def segment_pool(block_bytes: int) -> SegmentPool:
-    """Return a pool whose segments hold ``SEGMENT_SLOTS`` slots of whole blocks."""
-    slot = max(1, SLOT_BYTES // block_bytes) * block_bytes
-    return SegmentPool(SEGMENT_SLOTS * slot, MAX_SEGMENTS)
+    """Return a pool whose segments hold ``SEGMENT_SLOTS`` slots."""
+    return SegmentPool(SEGMENT_SLOTS * slot_bytes(block_bytes), MAX_SEGMENTS)
+
+
+def slot_bytes(block_bytes: int) -> int:
+    """Return the length of a slot: whole blocks, at least one."""
+    return max(1, SLOT_BYTES // block_bytes) * block_bytes

@@ -10,12 +10,14 @@ from pathlib import Path
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
 from dynamo_core.enums import FinishReason
-from dynamo_core.errors import DynamoError, InvalidRequestError, UnavailableError
+from dynamo_core.errors import ConfigurationError, DynamoError, InvalidRequestError, UnavailableError
 from dynamo_core.ids import WorkerId
+from dynamo_core.kv import BlockAccess, BlockDescriptor
 from dynamo_core.load import ForwardPassMetrics, ReportedLoad
 from dynamo_core.planes import RequestContext
 from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_core.tokens import BlockHasher
+from dynamo_worker._mock._blocks import KvLink, MockBlocks
 from dynamo_worker._mock._profile import TimingProfile
 from dynamo_worker._mock._rank import Rank
 from dynamo_worker._mock._requests import check_request, output_limit
@@ -38,6 +40,7 @@ class MockEngine:
         self._settings = settings if settings is not None else MockSettings()
         self._vocabulary = Vocabulary.plain(self._settings.vocab_size)
         self._ranks: list[Rank] = []
+        self._blocks: MockBlocks | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._running: dict[str, list[tuple[Rank, Sequence]]] = {}
         self._draining = False
@@ -55,9 +58,11 @@ class MockEngine:
         """Take as long as configured, then step whenever there is work.
 
         Raises:
-            ConfigurationError: if the model folder or the timing profile cannot be read.
+            ConfigurationError: if the model folder or the timing profile cannot be read, or a block manager is given.
         """
         settings = self._settings
+        if context.kv_connector is not None:
+            raise ConfigurationError("the mock engine has no KV bytes to offload; leave out --kv-connector")
         if settings.folder is not None:
             self._vocabulary = await asyncio.to_thread(Vocabulary.of_model, settings.folder)
         profile = None
@@ -68,6 +73,12 @@ class MockEngine:
             rank = Rank(WorkerId(context.instance_id, number), settings, context.clock, profile)
             self._ranks.append(rank)
             self._tasks.append(asyncio.get_running_loop().create_task(rank.run(), name=f"mock rank {number}"))
+        self._blocks = MockBlocks(
+            self._ranks[0].pool,
+            block_size=settings.kv_block_size,
+            bytes_per_token=settings.kv_bytes_per_token,
+            link=KvLink(context.clock, settings.kv_transfer_bandwidth_gb_s * 1e9 * settings.speedup_ratio),
+        )
         return self._config()
 
     def submit(self, request: GenerateRequest, sink: ChunkSink) -> None:
@@ -124,6 +135,7 @@ class MockEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._blocks = None
         ranks, self._ranks = self._ranks, []
         for rank in ranks:
             rank.fail(UnavailableError("The engine shut down.", reason="backend.engine_shutdown"))
@@ -146,9 +158,46 @@ class MockEngine:
         """Forget all cached blocks that no request holds; return how many."""
         return sum(rank.pool.clear() for rank in self._ranks)
 
+    def block_access(self) -> BlockAccess:
+        """Return the shape of the bytes that stand for a block."""
+        return self._require_blocks()
+
+    async def export_blocks(self, sequence_hashes: Arguments[int]) -> list[bytes]:
+        """Return the bytes that stand for the longest prefix of these blocks that is cached."""
+        return self._require_blocks().export(sequence_hashes)
+
+    async def import_blocks(self, blocks: Arguments[BlockDescriptor], data: Arguments[bytes | memoryview]) -> int:
+        """Let consecutive blocks of one sequence arrive, as fast as the link is; return how many are there now.
+
+        Raises:
+            InvalidRequestError: if the bytes are not those of the blocks.
+        """
+        return await self._require_blocks().bring_in(blocks, data)
+
+    async def match_blocks(self, sequence_hashes: Arguments[int]) -> int:
+        """Return how many of these blocks, from the start, are cached."""
+        return self._require_blocks().match(sequence_hashes)
+
+    async def hold_blocks(self, sequence_hashes: Arguments[int]) -> int:
+        """Keep the longest cached prefix of these blocks until released; return its length."""
+        return self._require_blocks().hold(sequence_hashes)
+
+    async def release_blocks(self, sequence_hashes: Arguments[int]) -> None:
+        """Let go of blocks that ``hold_blocks`` kept."""
+        self._require_blocks().release(sequence_hashes)
+
+    async def read_blocks_into(self, sequence_hashes: Arguments[int], buffer: memoryview) -> int:
+        """Copy the bytes of the longest cached prefix of these blocks to the start of ``buffer``."""
+        return self._require_blocks().read_into(sequence_hashes, buffer)
+
     def forget(self, request_id: str) -> None:
         """A request has ended."""
         self._running.pop(request_id, None)
+
+    def _require_blocks(self) -> MockBlocks:
+        if self._blocks is None:
+            raise UnavailableError("The engine is not started.", reason="backend.engine_shutdown")
+        return self._blocks
 
     def _config(self) -> EngineConfig:
         settings = self._settings

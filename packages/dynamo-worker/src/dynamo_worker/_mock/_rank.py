@@ -15,7 +15,9 @@ from dynamo_worker._mock._scheduler import Scheduler, Step
 from dynamo_worker._mock._sequence import Sequence
 from dynamo_worker._mock._settings import MockSettings
 
-# Steps shorter than this are computed together and handed out in one tick: an event loop wakes no finer.
+# An event loop wakes at whole milliseconds, up to one late. Steps shorter than that are computed together and handed
+# out in one tick. A step is due a step's time after the one before was due, not after it was handed out: output comes
+# up to a millisecond late, but lateness never adds up.
 RESOLUTION_S = 0.001
 MAX_STEPS_A_TICK = 64
 # A loop that is late by more than this does not catch up; it goes on from now.

@@ -96,8 +96,8 @@ class Scheduler:
         if sequence.ended:
             return
         sequence.ended = True
-        if sequence in self.running:
-            self.running.remove(sequence)
+        if sequence.is_running:
+            self._leave(sequence)
             self._pool.release(sequence.hashes, sequence.private)
         else:
             self.waiting.remove(sequence)
@@ -111,16 +111,18 @@ class Scheduler:
 
     def _schedule_running(self, step: Step, budget: int) -> int:
         size = self._settings.kv_block_size
-        for sequence in list(self.running):
+        tokens = step.tokens
+        for sequence in tuple(self.running):
             if budget <= 0:
                 break
-            if sequence not in self.running:  # preempted for one before it
+            if not sequence.is_running:  # preempted for one before it
                 continue
-            count = min(sequence.pending, budget)
-            need = -(-(sequence.computed + count) // size) - sequence.blocks
-            if need > 0 and not self._make_room(sequence, need, step):
+            pending = sequence.pending
+            count = pending if pending < budget else budget
+            short = sequence.computed + count - (len(sequence.hashes) + sequence.private) * size
+            if short > 0 and not self._make_room(sequence, -(-short // size), step):
                 continue
-            step.tokens[sequence] = count
+            tokens[sequence] = count
             budget -= count
         return budget
 
@@ -136,7 +138,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         self.preemptions += 1
-        self.running.remove(victim)
+        self._leave(victim)
         self._pool.release(victim.hashes, victim.private)
         victim.restart()
         self.waiting.appendleft(victim)
@@ -150,6 +152,7 @@ class Scheduler:
             count = min(sequence.pending - matched * self._settings.kv_block_size, budget)
             self.waiting.popleft()
             self.running.append(sequence)
+            sequence.is_running = True
             self._start(sequence, matched)
             if count < sequence.pending and not self._settings.chunked_prefill:
                 # Without chunking a prompt goes whole: beside others if it fits the budget, else in a step of its own.
@@ -184,10 +187,14 @@ class Scheduler:
             sequence.shared.cached_tokens = min(cached, sequence.prompt_tokens)
 
     def _postpone(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+        self._leave(sequence)
         self._pool.release(sequence.hashes, sequence.private)
         sequence.restart()
         self.waiting.appendleft(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        sequence.is_running = False
 
     def _register(self, sequence: Sequence) -> None:
         blocks = sequence.newly_full()

@@ -40,6 +40,7 @@ class Sequence:
         hashes: Sequence hashes of its registered blocks.
         private: Its blocks that are not registered.
         decoding: Whether its prefill is complete.
+        is_running: Whether it is in the batch, with blocks of its own.
     """
 
     shared: RequestState
@@ -60,8 +61,9 @@ class Sequence:
     stop_token_id: int | None = None
     ended: bool = False
     decoding: bool = False
+    is_running: bool = False
     stops: frozenset[int] = field(init=False)
-    eos: frozenset[int] = field(init=False)
+    ends: frozenset[int] = field(init=False)
     _reusable: list[int] | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ class Sequence:
         self.generated = self.emitted = request.accepted_tokens
         self.key = self.vocabulary.key(bytes(packed[: 4 * self.prompt_tokens]), self.choice)
         self.stops = frozenset(request.stop.stop_token_ids)
-        self.eos = frozenset() if request.stop.ignore_eos else frozenset(request.eos_token_ids)
+        self.ends = self.stops if request.stop.ignore_eos else self.stops.union(request.eos_token_ids)
 
     @property
     def length(self) -> int:
@@ -124,7 +126,7 @@ class Sequence:
         """Generate the next token, or end at a stop token or at the limit."""
         self.decoding = True
         token = self.vocabulary.token(self.key, self.generated)
-        if (token in self.stops or token in self.eos) and self.generated >= self.shared.request.stop.min_tokens:
+        if token in self.ends and self.generated >= self.shared.request.stop.min_tokens:
             self.finish = FinishReason.STOP if token in self.stops else FinishReason.EOS
             self.stop_token_id = token
             return

@@ -43,6 +43,12 @@ class MockSettings(DynamoSettings):
     timing_profile: str = Field(
         default="", description=".npz or JSON file of measured step times; built-in fits of a mid-size model if empty"
     )
+    kv_transfer_bandwidth_gb_s: float = Field(
+        default=64.0, ge=0, description="GB/s at which KV blocks come from a prefill worker; 0 takes no time"
+    )
+    kv_bytes_per_token: int = Field(
+        default=131072, ge=1, description="bytes of a token's KV: layers x 2 x KV heads x head size x element bytes"
+    )
     startup_time_s: float = Field(default=0.0, ge=0, description="seconds that start takes")
     data_parallel_size: int = Field(default=1, ge=1, le=1024, description="dp ranks")
 

@@ -12,6 +12,7 @@ from dynamo_core.kv import BlockLayout, KvConnector
 from dynamo_worker._reference._block_pool import BlockPool
 from dynamo_worker._reference._config import ModelConfig
 from dynamo_worker._reference._core import EngineCore
+from dynamo_worker._reference._encoder import ImageEncoder
 from dynamo_worker._reference._events import BlockEvents
 from dynamo_worker._reference._invariance import is_batch_invariant
 from dynamo_worker._reference._kv_cache import KVCache
@@ -53,13 +54,22 @@ def load_engine(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         enable_prefix_caching=settings.enable_prefix_caching,
     )
+    encoder = ImageEncoder(config.hidden_size, model.embedding_scale) if settings.image_encoder else None
     cores: list[EngineCore] = []
     for heard in events:
         pool = BlockPool(settings.num_blocks, heard)
         scheduler = Scheduler(limits, pool, connector)
         cache = KVCache(layout, settings.num_blocks)
         cores.append(
-            EngineCore(model, cache, pool, scheduler, max_context=max_context, eos_token_ids=config.eos_token_ids)
+            EngineCore(
+                model,
+                cache,
+                pool,
+                scheduler,
+                max_context=max_context,
+                eos_token_ids=config.eos_token_ids,
+                encoder=encoder,
+            )
         )
     return LoadedEngine(tuple(cores), config, max_context, is_batch_invariant(model, layout, max_context))
 

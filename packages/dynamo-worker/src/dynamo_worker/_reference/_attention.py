@@ -43,12 +43,14 @@ class Segment:
         start: Position of the first of them; the KV of all earlier positions is in the cache.
         block_ids: Block table that covers ``start + len(token_ids)`` tokens.
         adapter: Low-rank adapter it is computed with.
+        media: Positions, and the vectors that are added to their tokens' embeddings.
     """
 
     token_ids: Sequence[int]
     start: int
     block_ids: Sequence[int]
     adapter: LoraAdapter | None = None
+    media: tuple[tuple[int, Floats], ...] = ()
 
 
 @dataclass(frozen=True)

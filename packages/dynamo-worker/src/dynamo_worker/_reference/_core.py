@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from dynamo_core.content import ContentPart
 from dynamo_core.enums import FinishReason
-from dynamo_core.errors import ConflictError, DynamoError, InternalError
+from dynamo_core.errors import ConflictError, DynamoError, InternalError, InvalidRequestError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_core.load import QueuedStats, ScheduledStats
 from dynamo_core.requests import GenerateChunk, GenerateRequest, Usage
 from dynamo_core.tokens import pack_tokens
 from dynamo_worker._reference._attention import Segment
 from dynamo_worker._reference._block_pool import BlockPool
+from dynamo_worker._reference._encoder import ImageEncoder, embedding_rows
 from dynamo_worker._reference._grammar import Grammar
 from dynamo_worker._reference._kv_cache import KVCache
 from dynamo_worker._reference._lora import LoraAdapter
@@ -70,9 +72,10 @@ class EngineCore:
         scheduler: Who is next.
         max_context: Most tokens of prompt and output together.
         eos_token_ids: End tokens of requests that name none.
+        encoder: Turns images into vectors; None if the engine takes none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - built once, every argument by name
         self,
         model: LlamaModel,
         cache: KVCache,
@@ -81,6 +84,7 @@ class EngineCore:
         *,
         max_context: int,
         eos_token_ids: Items[int],
+        encoder: ImageEncoder | None = None,
     ) -> None:
         self.cache = cache
         self.pool = pool
@@ -88,6 +92,7 @@ class EngineCore:
         self._model: LlamaModel | None = model
         self._max_context = max_context
         self._eos_token_ids = tuple(eos_token_ids)
+        self._encoder = encoder
         self._owners: dict[Sequence, ActiveRequest] = {}
         self._outputs: list[Output] = []
         self._recent_prompts: deque[tuple[int, int]] = deque(maxlen=_RECENT_PROMPTS)
@@ -125,6 +130,8 @@ class EngineCore:
         """Queue a request."""
         for sequence in active.sequences:
             self._owners[sequence] = active
+        if not self._take_media(active):
+            return
         first = active.sequences[0]
         if first.num_output_tokens >= first.max_output_tokens:  # a continuation whose output was complete already
             self._finish(first, FinishReason.LENGTH)
@@ -197,6 +204,16 @@ class EngineCore:
         scratch = KVCache(layout, count)
         return self._model.embed(Segment(token_ids, 0, range(count), adapter), scratch).astype("<f4").tobytes()
 
+    def encode(self, parts: Items[ContentPart]) -> tuple[ContentPart, ...]:
+        """Return the parts with images as vectors.
+
+        Raises:
+            InvalidRequestError: if the engine takes no images, or one cannot be read.
+        """
+        if self._encoder is None:
+            raise InvalidRequestError("this engine takes no images; start it with --image-encoder", param="parts")
+        return tuple(map(self._encoder.encode, parts))
+
     def read_blocks(self, hashes: Items[int]) -> list[bytes]:
         """Copy out the longest known prefix of blocks."""
         return self.cache.read_blocks([block.block_id for block in self.pool.get_computed_blocks(hashes)])
@@ -238,6 +255,19 @@ class EngineCore:
         finally:
             self.pool.free([*lineage, *known, *fresh])
         return len(known) + len(fresh)
+
+    def _take_media(self, active: ActiveRequest) -> bool:
+        parts = active.request.parts
+        if not parts:
+            return True
+        try:
+            rows = embedding_rows(self.encode(parts), active.sequences[0].num_prompt_tokens)
+        except InvalidRequestError as error:
+            self.fail(active, error)
+            return False
+        for sequence in active.sequences:
+            sequence.media = rows
+        return True
 
     def _compute_isolated(self, items: list[ScheduledSequence]) -> list[tuple[ScheduledSequence, SampledToken | None]]:
         try:
@@ -314,7 +344,9 @@ class EngineCore:
 def _segment(item: ScheduledSequence) -> Segment:
     sequence = item.sequence
     start = sequence.num_computed_tokens
-    return Segment(sequence.tokens[start : start + item.num_tokens], start, sequence.block_ids, sequence.adapter)
+    return Segment(
+        sequence.tokens[start : start + item.num_tokens], start, sequence.block_ids, sequence.adapter, sequence.media
+    )
 
 
 def _chunk(

@@ -66,6 +66,7 @@ class LlamaModel:
         self._cos, self._sin = rope_tables(config.rope, config.head_dim, max_context)
         embeddings = (config.vocab_size, config.hidden_size)
         self._embeddings = weights.read("model.embed_tokens.weight", embeddings)
+        self.embedding_scale = float(np.sqrt(np.mean(np.square(self._embeddings))))
         head = self._embeddings if config.tied_embeddings else weights.read("lm_head.weight", embeddings)
         self._head = Linear(head)
         self._norm = weights.read("model.norm.weight", (config.hidden_size,))
@@ -94,6 +95,7 @@ class LlamaModel:
         plan = AttentionPlan(segments, cache.layout.block_size, config.num_heads // config.num_kv_heads)
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
         hidden = self._embeddings[np.concatenate([np.asarray(s.token_ids, dtype=np.int64) for s in segments])]
+        _add_media(hidden, segments)
         adapted = _adapted_rows(segments)
         for index, (layer, pages) in enumerate(zip(self._layers, cache.data, strict=True)):
             product = _Products(index, adapted)
@@ -120,6 +122,16 @@ class LlamaModel:
         mean_square: Floats = np.einsum("rh,rh->r", hidden, hidden)[:, None] / np.float32(hidden.shape[-1])
         norm: Floats = np.sqrt(mean_square + np.float32(self.config.rms_norm_eps))
         return hidden / norm * weight
+
+
+def _add_media(hidden: Floats, segments: Sequence[Segment]) -> None:
+    first = 0
+    for segment in segments:
+        count = len(segment.token_ids)
+        for position, vector in segment.media:
+            if segment.start <= position < segment.start + count:
+                hidden[first + position - segment.start] += vector
+        first += count
 
 
 def _adapted_rows(segments: Sequence[Segment]) -> list[tuple[LoraAdapter, Ints]]:

@@ -68,6 +68,7 @@ class Running:
         self.constraints = shared.constraints
         self.sleep_level = 0
         self._dp_rank = dp_rank
+        self._takes_images = settings.image_encoder
         self._context = context
         self._notify = shared.notify
         self._metrics = shared.metrics
@@ -91,6 +92,7 @@ class Running:
             vocab_size=self.config.vocab_size,
             max_context=self.max_context,
             eos=self.config.eos_token_ids,
+            images=self._takes_images,
         )
         self.constraints.require_available(request)
         lora = self.loras.resolve(request)

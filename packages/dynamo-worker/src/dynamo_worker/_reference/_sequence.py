@@ -10,7 +10,9 @@ from collections.abc import Sequence as Items
 from dynamo_core.kv import BlockDescriptor
 from dynamo_core.requests import GenerateRequest
 from dynamo_core.tokens import BlockHasher, unpack_hashes, unpack_tokens
+from dynamo_worker._media import media_of_blocks
 from dynamo_worker._reference._block_pool import KVCacheBlock
+from dynamo_worker._reference._encoder import Rows
 from dynamo_worker._reference._grammar import Grammar
 from dynamo_worker._reference._lora import LoraAdapter
 
@@ -52,6 +54,7 @@ class Sequence:
         self.num_registered_blocks = 0
         self.adapter: LoraAdapter | None = None
         self.grammar: Grammar | None = None
+        self.media: Rows = ()
         self._block_size = block_size
         self._hasher = BlockHasher(block_size, lora=request.routing.lora, salt=request.routing.cache_salt)
         self._descriptors: list[BlockDescriptor] = []
@@ -98,7 +101,8 @@ class Sequence:
     def _hash_blocks(self, first: int, stop: int) -> Iterable[BlockDescriptor]:
         parent = self._descriptors[-1].sequence_hash if self._descriptors else None
         packed = self.tokens[first * self._block_size : stop * self._block_size].tobytes()
-        hashes = self._hasher.hash_tokens(packed, parent=parent)
+        media = media_of_blocks(self.request.parts, self._block_size, stop)[first:]
+        hashes = self._hasher.hash_tokens(packed, parent=parent, mm_hashes=media)
         for offset, (local, chained) in enumerate(
             zip(unpack_hashes(hashes.local), unpack_hashes(hashes.sequence), strict=True)
         ):

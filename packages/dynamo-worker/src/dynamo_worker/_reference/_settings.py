@@ -33,6 +33,9 @@ class ReferenceSettings(DynamoSettings):
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of unseeded requests; the worker's if unset")
     data_parallel_size: int = Field(1, ge=1, le=64, description="dp ranks, each with KV blocks and a thread of its own")
     lora: list[str] = Field(default_factory=list[str], description="adapters to load at start, as NAME=FOLDER")
+    image_encoder: bool = Field(
+        False, description="take images, with a small untrained encoder of fixed weights: to try encode workers"
+    )
     num_threads: int = Field(1, ge=1, description="threads of one matrix product")
 
     @classmethod

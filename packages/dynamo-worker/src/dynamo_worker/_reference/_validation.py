@@ -9,6 +9,7 @@ from dynamo_core.enums import Modality, PartKind
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.requests import GenerateRequest, SamplingOptions
 from dynamo_core.tokens import token_count, unpack_tokens
+from dynamo_worker._reference._encoder import MAX_IMAGES
 from dynamo_worker._reference._grammar import require_usable
 
 MAX_CHOICES = 128
@@ -16,7 +17,9 @@ MAX_TOP_LOGPROBS = 64
 MAX_EMBEDDING_INPUTS = 2048
 
 
-def require_servable(request: GenerateRequest, *, vocab_size: int, max_context: int, eos: Sequence[int]) -> None:
+def require_servable(
+    request: GenerateRequest, *, vocab_size: int, max_context: int, eos: Sequence[int], images: bool = False
+) -> None:
     """Check a request before it is queued.
 
     Args:
@@ -24,11 +27,12 @@ def require_servable(request: GenerateRequest, *, vocab_size: int, max_context: 
         vocab_size: Token ids must be below it.
         max_context: Most tokens of prompt and output together.
         eos: Tokens that end an output of this model.
+        images: Whether the engine takes images.
 
     Raises:
         InvalidRequestError: naming the field, its value and the remedy.
     """
-    _require_features(request)
+    _require_features(request, images=images)
     _require_tokens(request, vocab_size)
     _require_room(request, max_context)
     _require_ranges(request.sampling)
@@ -64,10 +68,10 @@ def embedding_inputs(request: GenerateRequest, *, vocab_size: int, max_context: 
     return inputs
 
 
-def _require_features(request: GenerateRequest) -> None:
+def _require_features(request: GenerateRequest, *, images: bool) -> None:
     unsupported = {
         "modality": request.modality is not Modality.TEXT or request.output.modality is not Modality.TEXT,
-        "parts": bool(request.parts),
+        "parts": bool(request.parts) and not images,
         "prompt_logprobs": request.output.prompt_logprobs is not None,
         "max_thinking_tokens": request.stop.max_thinking_tokens is not None,
         "handoff": request.handoff is not None,
@@ -76,6 +80,8 @@ def _require_features(request: GenerateRequest) -> None:
     for name, is_used in unsupported.items():
         if is_used:
             raise _refusal(name, "is not supported by the reference engine; leave it out or use another engine")
+    if len(request.parts) > MAX_IMAGES:
+        raise _refusal("parts", f"has {len(request.parts)} images; send at most {MAX_IMAGES}")
 
 
 def _require_tokens(request: GenerateRequest, vocab_size: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from dynamo_core.cards import ModelRuntimeConfig
+from dynamo_core.content import ContentPart
 from dynamo_core.engine import ChunkSink, EngineConfig, EngineContext, KvEventSink
 from dynamo_core.enums import Modality, ModelType
 from dynamo_core.errors import (
@@ -190,6 +191,15 @@ class ReferenceEngine:
         running = self._require_ranks().first
         return await running.thread.call(lambda: running.core.read_blocks_into(sequence_hashes, buffer))
 
+    async def encode(self, parts: Sequence[ContentPart]) -> tuple[ContentPart, ...]:
+        """Return content parts with images as the vectors that the model takes.
+
+        Raises:
+            InvalidRequestError: if the engine takes no images, or one cannot be read.
+        """
+        running = self._require_ranks().first
+        return await running.thread.call(lambda: running.core.encode(parts))
+
     async def clear_kv_blocks(self) -> int:
         """Drop the cached blocks that no request holds, and those of lower tiers; return how many on the device."""
         return await self._require_ranks().clear(self._events)
@@ -244,6 +254,7 @@ def _engine_config(settings: ReferenceSettings, loaded: LoadedEngine, *, guided:
         kv_block_size=settings.block_size if settings.enable_prefix_caching else 0,
         eos_token_ids=loaded.config.eos_token_ids,
         model_types=(ModelType.CHAT, ModelType.COMPLETIONS, ModelType.EMBEDDING),
+        input_modalities=(Modality.TEXT, Modality.IMAGE) if settings.image_encoder else (Modality.TEXT,),
         output_modalities=(Modality.TEXT, Modality.EMBEDDING),
         capabilities=tuple(sorted((*CAPABILITIES, "guided_decoding"))) if guided else CAPABILITIES,
         runtime_config=ModelRuntimeConfig(

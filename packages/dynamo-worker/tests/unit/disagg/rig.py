@@ -87,15 +87,16 @@ class SilentPrefill:
         self.asked = asyncio.Event()
         self.left = asyncio.Event()
 
-    async def register(self, process: Any) -> None:
-        from dynamo_core.cards import ModelCard
+    async def register(self, process: Any, place: dict[str, Any] | None = None) -> None:
+        from dynamo_core.cards import ModelCard, ModelRuntimeConfig
         from dynamo_core.discovery import Instance, ModelRecord
         from dynamo_core.wire import INSTANCE, MODEL_RECORD
 
         endpoint = EndpointId("test", "prefill", "generate")
         served = await process.plane.serve(endpoint, self._serve)
         instance = Instance(endpoint, 99, served.address)
-        card = ModelCard("tinylm", kv_block_size=4, worker_type=WorkerType.PREFILL)
+        runtime = ModelRuntimeConfig(disaggregated_endpoint=place)
+        card = ModelCard("tinylm", kv_block_size=4, worker_type=WorkerType.PREFILL, runtime_config=runtime)
         record = ModelRecord(endpoint, 99, card)
         await process.discovery.put(instance.key, INSTANCE.encode(instance))
         await process.discovery.put(record.key, MODEL_RECORD.encode(record))

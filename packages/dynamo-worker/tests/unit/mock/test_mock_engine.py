@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,32 @@ async def test_speed_up_shortens_time_and_changes_no_token(process: Any, kit: An
     assert process.clock.monotonic() - took < 0.01
     assert fast.tokens == slow.tokens
     assert len(fast.chunks) < len(slow.chunks)  # steps shorter than a tick are handed out together
+
+
+class CoarseClock:
+    """Wakes at whole milliseconds, as an event loop does."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        self.monotonic = clock.monotonic
+        self.time = clock.time
+
+    async def sleep(self, delay_s: float) -> None:
+        await self._clock.sleep(math.ceil(delay_s * 1000) / 1000)
+
+
+@pytest.mark.parametrize("speedup", [1.0, 3.0, 25.0])
+async def test_the_grain_of_an_event_loop_does_not_add_up(process: Any, kit: Any, speedup: float) -> None:
+    """300 steps, each woken late, end within a millisecond of what the model says."""
+    process.context = replace(process.context, clock=CoarseClock(process.clock))
+    await process.worker(mock(speedup_ratio=speedup))
+    began = process.clock.monotonic()
+    reply = await process.ask(kit.request(prompt=range(100), max_tokens=300))
+    took = process.clock.monotonic() - began
+    blocks = [-(-(100 + done) // 4) for done in range(1, 300)]
+    expected = (prefill_ms(100) + sum(decode_ms(count / 1024) for count in blocks)) / 1000 / speedup
+    assert reply.error is None
+    assert expected <= took <= expected + 0.001 + 1e-9
 
 
 @pytest.mark.parametrize("lost_after", [0, 1, 4, 5, 11, 12])
