@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
 from dynamo_kvbm._tiers.base import Spill, require_pieces
+from dynamo_kvbm._tiers.fork_guard import ForkGuard, OwnersLock
 from dynamo_kvbm._tiers.slot_file import RECORD, SlotFile, StoredBlock, aligned_bytes, data_checksum, slot_stride
 
 T = TypeVar("T")
@@ -48,8 +48,9 @@ class _Place:
 class DiskTier:
     """A ``BlockStore`` in a folder.
 
-    Any thread may call any method. One lock guards the books; reads and writes run outside it, on slots that nobody
-    else may take meanwhile. A block is held only once it is written; a block that cannot be written is not held.
+    Any thread may call any method; in a child forked from its process they raise ``ConflictError``. One lock guards
+    the books; reads and writes run outside it, on slots that nobody else may take meanwhile. A block is held only once
+    it is written; a block that cannot be written is not held.
 
     Args:
         folder: Made if it does not exist. One process owns it at a time.
@@ -84,7 +85,8 @@ class DiskTier:
         self._direct = direct
         self._folder = folder
         self._owner = _take_folder(folder, {"format": FORMAT, "block_bytes": block_bytes, "blocks_of": fingerprint})
-        self._lock = threading.RLock()
+        self._guard = ForkGuard(f"the disk tier in {folder}", [self._owner])
+        self._lock = OwnersLock(self._guard)
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="kvbm-disk")
         self._segments: list[SlotFile] = []
         self._free: list[tuple[int, int]] = []
@@ -202,11 +204,14 @@ class DiskTier:
                 raise InternalError(f"{len(damaged)} blocks do not fit their checksums")
 
     def close(self) -> None:
-        """Close the files; the blocks stay for the next owner. Idempotent."""
+        """Close the files; the blocks stay for the next owner. Idempotent, and nothing in a forked child."""
+        if self._guard.is_foreign:
+            return
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+            self._guard.end()
             self._io.shutdown()
             for segment in self._segments:
                 segment.close()
