@@ -43,6 +43,11 @@ class KvbmSettings(DynamoSettings):
         description="Folder on a memory file system (/dev/shm/NAME, or a hugetlbfs mount) for a host tier that all "
         "workers of the machine which name it share and that outlives them; empty for one of this process alone.",
     )
+    host_quotas: dict[str, int] = Field(
+        default_factory=dict[str, int],
+        description="Most blocks of the host tier for each tenant that has a quota, as a JSON object; the others share "
+        "the tier. Hints say whose a block is.",
+    )
     offload: OffloadPolicy = Field(
         OffloadPolicy.EVICT,
         description="Copy a block to the host when it is complete (register) or when the device reuses it (evict).",
@@ -107,6 +112,8 @@ class KvbmSettings(DynamoSettings):
             raise ValueError("host_blocks and host_bytes are both 0; give one of them, or leave the connector out")
         if self.host_dir and not self.model:
             raise ValueError("host_dir needs model: it outlives the process, and KV of other weights is wrong")
+        if self.host_dir and self.host_quotas:
+            raise ValueError("host_quotas need a host tier of one process; leave host_dir or host_quotas out")
         if self.disk_dir and not self.disk_blocks and not self.disk_bytes:
             raise ValueError("disk_blocks and disk_bytes are both 0; give one of them, or leave disk_dir out")
         if self.disk_dir and not self.model:
