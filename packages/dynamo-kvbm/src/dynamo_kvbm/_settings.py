@@ -52,7 +52,11 @@ class KvbmSettings(DynamoSettings):
         OffloadPolicy.EVICT,
         description="Copy a block to the host when it is complete (register) or when the device reuses it (evict).",
     )
-    eviction: str = Field("lru", description="Eviction order of the tiers: lru, arc, s3fifo or an installed plug-in.")
+    eviction: str = Field(
+        "hinted",
+        description="Eviction order of the tiers: hinted (least recently used first, but for what requests say of "
+        "their sessions), lru, arc, s3fifo or an installed plug-in.",
+    )
     admission: Admission = Field(
         Admission.COST,
         description="Offer every block found (always), or none that takes longer to fetch than to compute (cost).",

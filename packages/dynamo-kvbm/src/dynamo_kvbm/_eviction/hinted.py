@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.errors import InternalError
@@ -48,10 +49,13 @@ class HintedOrder(LeafOrder):
 
     def touch(self, sequence_hashes: Sequence[int]) -> None:
         """Make blocks and their ancestors the youngest. Who came back is no longer expected at the old time."""
-        for sequence_hash in sequence_hashes:
-            self._forget_expectation(sequence_hash)
-        for sequence_hash in self._lineage.upward(sequence_hashes):
-            self._ended.discard(sequence_hash)
+        if self._next:
+            for sequence_hash in sequence_hashes:
+                self._forget_expectation(sequence_hash)
+        used = self._with_ancestors(sequence_hashes)
+        if self._ended:
+            self._ended.difference_update(used)
+        for sequence_hash in used:
             if sequence_hash in self._ages:
                 self._ages.move_to_end(sequence_hash)
 
@@ -87,6 +91,18 @@ class HintedOrder(LeafOrder):
         listed = set(self._ended_leaves)
         if any(item not in listed for item in self._ended if self._lineage.leaf(item)):
             raise InternalError("a leaf of an ended session would not go first")
+
+    def _with_ancestors(self, sequence_hashes: Sequence[int]) -> list[int]:
+        """Return what a use renews, children before parents."""
+        parents = self._lineage.parents
+        used = list(reversed(sequence_hashes))
+        if not used or any(parents[child] != parent for child, parent in pairwise(used)):
+            return list(self._lineage.upward(sequence_hashes))
+        above = parents[used[-1]]
+        while above is not None and above in parents:
+            used.append(above)
+            above = parents[above]
+        return used
 
     def _evict(self, victim: int) -> None:
         parent = self._lineage.parents[victim]
