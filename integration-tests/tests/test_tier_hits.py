@@ -1,14 +1,16 @@
-"""The router's receipts show blocks below the device: in the host tier, and on disk after a worker was killed."""
+"""The router's receipts show blocks below the device: in the host tier, on disk, and what is left of both by a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
 
 from dynamo_integration_tests.stack import DynamoProcess, wait_until
 
@@ -17,6 +19,7 @@ SMALL_DEVICE = ["--num-blocks", "48", "--max-model-len", "600", "--block-size", 
 SUBJECTS = ["rivers", "mountains", "oceans", "deserts"]
 BLOCK_TOKENS = 16
 MIN_TIER_BLOCKS = 6
+pytestmark = pytest.mark.timeout(180)  # several processes start one after the other
 
 
 def frontend(folder: Path) -> DynamoProcess:
@@ -100,3 +103,31 @@ def test_a_worker_killed_comes_back_warm_and_the_router_is_told(tmp_path: Path) 
             again = [ask(client, subject) for subject in SUBJECTS]
         assert [text for text, _, _ in again] == [text for text, _, _ in first]
         require_hits(tmp_path, "disk", again)
+
+
+def test_the_host_tier_of_a_killed_worker_is_credited_to_nobody(tmp_path: Path) -> None:
+    options = {"host_blocks": 512, "offload": "register"}
+    with frontend(tmp_path) as process, worker(tmp_path, **options) as old, connected(process) as client:
+        first = [ask(client, subject) for subject in SUBJECTS]
+        require_hits(tmp_path, "host_pinned", [ask(client, subject) for subject in SUBJECTS])
+        old.kill()
+        wait_until(lambda: not client.models.list().data, "end of the dead worker's lease")
+        with worker(tmp_path, **options):
+            wait_until(lambda: bool(client.models.list().data), "new worker")
+            again = [ask(client, subject) for subject in SUBJECTS]
+        assert [text for text, _, _ in again] == [text for text, _, _ in first]
+        assert [(cached, tier_blocks(tmp_path, decision)) for _, cached, decision in again] == [(0, {})] * len(SUBJECTS)
+
+
+def test_a_worker_killed_finds_its_host_tier_again_in_shared_memory(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="dynamo-test-") as memory:
+        options = {"host_blocks": 512, "host_dir": f"{memory}/kv", "model": "tinylm@1", "offload": "register"}
+        with frontend(tmp_path) as process, worker(tmp_path, **options) as old, connected(process) as client:
+            first = [ask(client, subject) for subject in SUBJECTS]
+            old.kill()
+            wait_until(lambda: not client.models.list().data, "end of the dead worker's lease")
+            with worker(tmp_path, **options):
+                wait_until(lambda: bool(client.models.list().data), "new worker")
+                again = [ask(client, subject) for subject in SUBJECTS]
+            assert [text for text, _, _ in again] == [text for text, _, _ in first]
+            require_hits(tmp_path, "host_pinned", again)

@@ -10,6 +10,7 @@ from dynamo_core.kv import BlockDescriptor
 
 MAX_EXPECTED = 1024
 SAMPLE_WEIGHT = 0.2
+MAX_SAMPLE = 4.0
 PROBE_EVERY = 32
 
 
@@ -41,7 +42,9 @@ class CostTest:
 
     The time to compute a block is taken from what the engine does: from the moment a prefix was looked up to the moment
     its last missing block became full, divided by the missing blocks. So it holds the queueing and batching of the real
-    engine. A tier without measurements passes, and so does every 32nd block of one that fails, to measure it again.
+    engine. A tier without measurements passes. One that fails is measured again: at the 2nd, 4th, 8th, 16th and then
+    every 32nd question, since one bad moment of the machine must not close it for long. For the same reason a sample
+    counts as at most four times the mean.
 
     Args:
         clock: Source of time.
@@ -81,10 +84,11 @@ class CostTest:
         """Whether a block should be fetched from a tier."""
         fetch_s = self._fetch_s.get(source)
         if fetch_s is None or self.recompute_s is None or fetch_s <= self.recompute_s:
+            self._refusals[source] = 0
             return True
-        self._refusals[source] = self._refusals.get(source, 0) + 1
-        return self._refusals[source] % PROBE_EVERY == 0
+        asked = self._refusals[source] = self._refusals.get(source, 0) + 1
+        return asked % PROBE_EVERY == 0 or (1 < asked < PROBE_EVERY and asked.bit_count() == 1)
 
 
 def _smoothed(mean: float | None, sample: float) -> float:
-    return sample if mean is None else mean + SAMPLE_WEIGHT * (sample - mean)
+    return sample if mean is None else mean + SAMPLE_WEIGHT * (min(sample, MAX_SAMPLE * mean) - mean)

@@ -130,7 +130,9 @@ def _host_tier(
 ) -> BlockStore:
     capacity = settings.host_capacity_blocks(layout.block_bytes)
     if not settings.host_dir:
-        return HostTier(capacity, layout.block_bytes, eviction=eviction, clock=clock)
+        return HostTier(
+            capacity, layout.block_bytes, eviction=eviction, clock=clock, quotas=settings.host_quotas or None
+        )
     return SharedHostTier(
         Path(settings.host_dir),
         capacity,

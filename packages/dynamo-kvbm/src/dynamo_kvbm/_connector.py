@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dynamo_core import plugins
 from dynamo_core.clock import Clock
 from dynamo_core.errors import CapacityExhaustedError, InternalError
-from dynamo_core.kv import BlockAccess, BlockDescriptor, MatchResult, TierChange
+from dynamo_core.kv import BlockAccess, BlockDescriptor, BlockStore, MatchResult, TierChange
 from dynamo_core.telemetry import Metrics
 from dynamo_kvbm._admission import CostTest, SecondTouch
 from dynamo_kvbm._assembly import build_manager
@@ -18,7 +18,7 @@ from dynamo_kvbm._eviction.hints import HintBook
 from dynamo_kvbm._manager import BlockManager
 from dynamo_kvbm._metrics import KvbmMetrics
 from dynamo_kvbm._settings import Admission, KvbmSettings, OffloadPolicy, settings_from_options
-from dynamo_kvbm._tiers.base import SupportsHintBook
+from dynamo_kvbm._tiers.base import SupportsHintBook, SupportsQuotas
 from dynamo_kvbm._transfer.access import SupportsReadViews
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class KvbmConnector:
         """Pass on to the host tier what is known of the future of blocks, wherever they are now.
 
         What it makes of it is the eviction order's affair: ``hinted`` hears of sessions, ``priority`` of priorities.
-        Blocks are retained in any order, as far as no more than half of the tier is.
+        Blocks are retained in any order, as far as no more than half of the tier is, and count to their tenant's quota.
         """
         host = self.manager.nearest
         if not isinstance(host, SupportsHintBook):
@@ -122,6 +122,8 @@ class KvbmConnector:
         now = self._clock.monotonic()
 
         def apply(book: HintBook) -> None:
+            if self._settings.host_quotas and hints.tenant:
+                book.assign(sequence_hashes, hints.tenant)
             if hints.session_ended or hints.next_turn_s is not None:
                 book.expect(
                     sequence_hashes,
@@ -160,6 +162,12 @@ class KvbmConnector:
             access = bound.access
             data = access.read_views(ids) if isinstance(access, SupportsReadViews) else access.read_blocks(ids)
             bound.manager.offload([block for block, _ in missing], data)
+            self._count_tenants(bound.manager.nearest)
+
+    def _count_tenants(self, host: BlockStore) -> None:
+        if isinstance(host, SupportsQuotas):
+            for tenant in self._settings.host_quotas:
+                self._metrics.tenant_used.labels(tenant).set(host.used_by(tenant))
 
     def _require_bound(self) -> _Binding:
         if self._bound is None:

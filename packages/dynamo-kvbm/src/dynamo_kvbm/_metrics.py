@@ -13,6 +13,7 @@ REQUESTED_BLOCKS = "dynamo_kvbm_requested_blocks_total"
 REFUSED_BLOCKS = "dynamo_kvbm_refused_blocks_total"
 USED_BLOCKS = "dynamo_kvbm_used_blocks"
 CAPACITY_BLOCKS = "dynamo_kvbm_capacity_blocks"
+TENANT_USED_BLOCKS = "dynamo_kvbm_tenant_used_blocks"
 QUEUED_BLOCKS = "dynamo_kvbm_queued_blocks"
 ARENA_BYTES = "dynamo_kvbm_arena_bytes"
 PREFETCH_REFUSED_BLOCKS = "dynamo_kvbm_prefetch_refused_blocks_total"
@@ -42,6 +43,9 @@ class KvbmMetrics:
         )
         self.used = metrics.gauge(USED_BLOCKS, "Blocks held.", ("tier",))
         self.capacity = metrics.gauge(CAPACITY_BLOCKS, "Most blocks held.", ("tier",))
+        self.tenant_used = metrics.gauge(
+            TENANT_USED_BLOCKS, "Blocks of the host tier that a tenant with a quota has.", ("tenant",)
+        )
         self.queued = metrics.gauge(QUEUED_BLOCKS, "Blocks staged for a tier and not yet written.", ("tier",))
         self.arena = metrics.gauge(
             ARENA_BYTES, "Memory of a tier, by the pages it lies on: hugetlb, transparent, small.", ("tier", "pages")

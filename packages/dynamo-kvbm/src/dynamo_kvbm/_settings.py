@@ -43,11 +43,20 @@ class KvbmSettings(DynamoSettings):
         description="Folder on a memory file system (/dev/shm/NAME, or a hugetlbfs mount) for a host tier that all "
         "workers of the machine which name it share and that outlives them; empty for one of this process alone.",
     )
+    host_quotas: dict[str, int] = Field(
+        default_factory=dict[str, int],
+        description="Most blocks of the host tier for each tenant that has a quota, as a JSON object; the others share "
+        "the tier. Hints say whose a block is.",
+    )
     offload: OffloadPolicy = Field(
         OffloadPolicy.EVICT,
         description="Copy a block to the host when it is complete (register) or when the device reuses it (evict).",
     )
-    eviction: str = Field("lru", description="Eviction order of the tiers: lru, arc, s3fifo or an installed plug-in.")
+    eviction: str = Field(
+        "hinted",
+        description="Eviction order of the tiers: hinted (least recently used first, but for what requests say of "
+        "their sessions), lru, arc, s3fifo or an installed plug-in.",
+    )
     admission: Admission = Field(
         Admission.COST,
         description="Offer every block found (always), or none that takes longer to fetch than to compute (cost).",
@@ -107,6 +116,8 @@ class KvbmSettings(DynamoSettings):
             raise ValueError("host_blocks and host_bytes are both 0; give one of them, or leave the connector out")
         if self.host_dir and not self.model:
             raise ValueError("host_dir needs model: it outlives the process, and KV of other weights is wrong")
+        if self.host_dir and self.host_quotas:
+            raise ValueError("host_quotas need a host tier of one process; leave host_dir or host_quotas out")
         if self.disk_dir and not self.disk_blocks and not self.disk_bytes:
             raise ValueError("disk_blocks and disk_bytes are both 0; give one of them, or leave disk_dir out")
         if self.disk_dir and not self.model:

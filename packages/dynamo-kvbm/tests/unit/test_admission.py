@@ -32,7 +32,19 @@ def test_unmeasured_tiers_pass_and_slow_ones_are_probed() -> None:
     assert cost.worth("disk")
     for _ in range(100):
         cost.fetched("disk", 1, 1.0)
-    assert [cost.worth("disk") for _ in range(2 * PROBE_EVERY)].count(True) == 2
+    asked = [number for number in range(1, 3 * PROBE_EVERY + 1) if cost.worth("disk")]
+    assert asked == [2, 4, 8, 16, PROBE_EVERY, 2 * PROBE_EVERY, 3 * PROBE_EVERY]
+
+
+def test_one_bad_moment_does_not_close_a_tier() -> None:
+    cost = CostTest(FakeClock())
+    cost.recompute_s = 0.1
+    cost.fetched("host_pinned", 10, 0.1)
+    cost.fetched("host_pinned", 1, 30.0)
+    assert cost.worth("host_pinned")
+    for _ in range(100):
+        cost.fetched("host_pinned", 1, 30.0)
+    assert not cost.worth("host_pinned"), "but a tier that is slow for good is"
 
 
 def test_prefixes_that_are_never_computed_are_forgotten() -> None:

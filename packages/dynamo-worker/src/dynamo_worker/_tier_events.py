@@ -6,13 +6,23 @@ import threading
 from collections.abc import Callable, Sequence
 
 from dynamo_core.engine import KvEventSink
-from dynamo_core.kv import BlockAccess, BlockDescriptor, KvConnector, MatchResult, TierChange
+from dynamo_core.kv import (
+    BlockAccess,
+    BlockDescriptor,
+    BlockHints,
+    KvConnector,
+    MatchResult,
+    SupportsBlockHints,
+    SupportsPrefetch,
+    TierChange,
+)
 
 
 class PublishingConnector:
     """A ``KvConnector`` that also reports each tier change to a KV event sink.
 
-    Changes made before the sink is bound, for example blocks found on disk at start, are kept for it.
+    It takes hints and prefetches for every connector; one that has no use for them never hears of them. Changes made
+    before the sink is bound, for example blocks found on disk at start, are kept for it.
     """
 
     def __init__(self, connector: KvConnector) -> None:
@@ -56,6 +66,16 @@ class PublishingConnector:
     def on_evict(self, blocks: Sequence[BlockDescriptor], block_ids: Sequence[int]) -> None:
         """Device blocks are about to be reused."""
         self._connector.on_evict(blocks, block_ids)
+
+    def hint(self, sequence_hashes: Sequence[int], hints: BlockHints) -> None:
+        """Pass on what is known of the future of blocks."""
+        if isinstance(self._connector, SupportsBlockHints):
+            self._connector.hint(sequence_hashes, hints)
+
+    def prefetch(self, sequence_hashes: Sequence[int]) -> None:
+        """Have blocks brought near."""
+        if isinstance(self._connector, SupportsPrefetch):
+            self._connector.prefetch(sequence_hashes)
 
     def clear(self) -> None:
         """Forget everything."""

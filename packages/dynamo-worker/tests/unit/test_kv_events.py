@@ -16,7 +16,14 @@ from dynamo_core.enums import Tier
 from dynamo_core.errors import NotFoundError
 from dynamo_core.events import BlockRemoved, BlocksCleared, BlockStored, KvEvent, KvEventBatch
 from dynamo_core.ids import WorkerId
-from dynamo_core.kv import BlockDescriptor, MatchResult, TierChange
+from dynamo_core.kv import (
+    BlockDescriptor,
+    BlockHints,
+    MatchResult,
+    SupportsBlockHints,
+    SupportsPrefetch,
+    TierChange,
+)
 from dynamo_core.planes import KV_EVENTS
 from dynamo_core.tokens import unpack_hashes
 from dynamo_core.wire import KV_EVENT_BATCH
@@ -246,6 +253,28 @@ async def test_tier_changes_become_events_once(process: Any, reporting: Any) -> 
     connector.close()
     assert inner.calls == ["register", "evict", "clear", "close"]
     assert (connector.match([1, 2]).blocks, connector.onboard([1], [0])) == (2, 1)
+
+
+class ListeningConnector(Connector):
+    """One that takes hints and prefetches too."""
+
+    def hint(self, sequence_hashes: Sequence[int], hints: BlockHints) -> None:
+        self.calls.append(f"hint {list(sequence_hashes)} {hints.tenant}")
+
+    def prefetch(self, sequence_hashes: Sequence[int]) -> None:
+        self.calls.append(f"prefetch {list(sequence_hashes)}")
+
+
+@pytest.mark.parametrize(
+    ("inner", "heard"), [(Connector(), []), (ListeningConnector(), ["hint [1, 2] a", "prefetch [3]"])]
+)
+def test_hints_and_prefetches_go_through_to_whoever_listens(inner: Connector, heard: list[str]) -> None:
+    connector = PublishingConnector(inner)
+    assert isinstance(connector, SupportsBlockHints)
+    assert isinstance(connector, SupportsPrefetch)
+    connector.hint([1, 2], BlockHints(tenant="a"))
+    connector.prefetch([3])
+    assert inner.calls == heard
 
 
 def test_a_dump_has_one_event_per_leaf_and_tier_set() -> None:

@@ -78,7 +78,12 @@ def _logical(options: Options) -> list[Figure]:
     floor = repeat(lambda: _median_us(lambda: list(map(known.get, hashes)), 200), options.runs)
     return [
         Figure.of(
-            "kvbm_allocate_register_release", repeat(cycle, options.runs), unit="k blocks/CPU-s", better="higher"
+            "kvbm_allocate_register_release",
+            repeat(cycle, options.runs),
+            unit="k blocks/CPU-s",
+            better="higher",
+            rival="the least that is asked",
+            rival_value=500.0,
         ),
         Figure.of(
             "kvbm_match_1024",
@@ -268,8 +273,8 @@ def _engine(options: Options) -> list[Figure]:
             speedups,
             unit="times",
             better="higher",
-            rival="the same engine without a host tier",
-            rival_value=1.0,
+            rival="the least that is asked",
+            rival_value=3.0,
         ),
         Figure.of(
             "kvbm_first_token_again",

@@ -54,23 +54,30 @@ class _Sink:
 
 
 async def first_tokens() -> tuple[Round, Round]:
-    """Return the rounds with and without a host tier."""
-    return await _second_round(with_tier=True), await _second_round(with_tier=False)
+    """Return the rounds with and without a host tier, prompt beside prompt, so that both have the same machine."""
+    engines = [await _started(with_tier=True), await _started(with_tier=False)]
+    rng = random.Random(5)
+    prompts = [[rng.randrange(3, 2048) for _ in range(PROMPT_TOKENS)] for _ in range(SESSIONS)]
+    for prompt in prompts:
+        for engine in engines:
+            await _ask(engine, prompt)
+    answers = [[await _ask(engine, prompt) for engine in engines] for prompt in prompts]
+    for engine in engines:
+        await engine.cleanup()
+    with_tier, without = (
+        Round(sum(wait for wait, _ in column) / SESSIONS, [tokens for _, tokens in column])
+        for column in zip(*answers, strict=True)
+    )
+    return with_tier, without
 
 
-async def _second_round(*, with_tier: bool) -> Round:
+async def _started(*, with_tier: bool) -> ReferenceEngine:
     metrics = Metrics()
     options = {"host_blocks": 8 * DEVICE_BLOCKS}
     connector = create_connector(options=options, clock=SystemClock(), metrics=metrics) if with_tier else None
     engine = ReferenceEngine.from_args(["--num-blocks", str(DEVICE_BLOCKS), "--max-model-len", "2048"])
     await engine.start(EngineContext(InstanceId(1), SystemClock(), metrics, kv_connector=connector))
-    rng = random.Random(5)
-    prompts = [[rng.randrange(3, 2048) for _ in range(PROMPT_TOKENS)] for _ in range(SESSIONS)]
-    for prompt in prompts:
-        await _ask(engine, prompt)
-    answers = [await _ask(engine, prompt) for prompt in prompts]
-    await engine.cleanup()
-    return Round(sum(wait for wait, _ in answers) / SESSIONS, [tokens for _, tokens in answers])
+    return engine
 
 
 async def _ask(engine: ReferenceEngine, prompt: list[int]) -> tuple[float, list[int]]:

@@ -9,8 +9,9 @@ sessions that never came back do not fill the tier.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.errors import InternalError
@@ -20,7 +21,7 @@ GRACE_S = 60.0
 
 
 class HintedOrder(LeafOrder):
-    """Evicts what is not expected back, then what is expected latest. A step costs O(log n) for the expected ones.
+    """Evicts what is over, what is not expected back, then what is expected latest. Expected ones cost O(log n) a step.
 
     Args:
         capacity_blocks: Size of the tier; not used.
@@ -36,6 +37,8 @@ class HintedOrder(LeafOrder):
         self._ages: OrderedDict[int, None] = OrderedDict()  # unexpected blocks
         self._latest: list[tuple[float, int]] = []
         self._soonest: list[tuple[float, int]] = []
+        self._ended: set[int] = set()  # of the unexpected blocks, those of sessions that are over
+        self._ended_leaves: deque[int] = deque()  # with entries that no longer hold
 
     def insert(self, blocks: Sequence[tuple[int, int | None]]) -> None:
         """Add blocks that nobody expects yet, as the youngest; held parents of theirs count as used."""
@@ -46,9 +49,13 @@ class HintedOrder(LeafOrder):
 
     def touch(self, sequence_hashes: Sequence[int]) -> None:
         """Make blocks and their ancestors the youngest. Who came back is no longer expected at the old time."""
-        for sequence_hash in sequence_hashes:
-            self._forget_expectation(sequence_hash)
-        for sequence_hash in self._lineage.upward(sequence_hashes):
+        if self._next:
+            for sequence_hash in sequence_hashes:
+                self._forget_expectation(sequence_hash)
+        used = self._with_ancestors(sequence_hashes)
+        if self._ended:
+            self._ended.difference_update(used)
+        for sequence_hash in used:
             if sequence_hash in self._ages:
                 self._ages.move_to_end(sequence_hash)
 
@@ -56,13 +63,18 @@ class HintedOrder(LeafOrder):
         """Say when a path will be used next on the order's clock; None for a session that has ended."""
         for sequence_hash in sequence_hashes:
             self._forget_expectation(sequence_hash)
-        if next_use_s is not None and sequence_hashes:
+        if next_use_s is None:
+            self._end(sequence_hashes)
+        elif sequence_hashes:
+            self._ended.difference_update(sequence_hashes)
             self._set_expectation(sequence_hashes[-1], next_use_s)
 
     def evict(self) -> int | None:
         """Remove and return the next unpinned leaf."""
         self._drop_missed()
-        victim = next((item for item in self._ages if self._lineage.evictable(item)), None)
+        victim = self._ended_leaf()
+        if victim is None:
+            victim = next((item for item in self._ages if self._lineage.evictable(item)), None)
         if victim is None:
             victim = self._latest_leaf()
         if victim is not None:
@@ -74,6 +86,23 @@ class HintedOrder(LeafOrder):
         self._lineage.check_integrity()
         if self._next.keys() & self._ages.keys() or len(self._next) + len(self._ages) != len(self._lineage):
             raise InternalError("a block is both expected and not, or neither")
+        if not self._ended <= self._ages.keys():
+            raise InternalError("a block of an ended session is expected, or not held")
+        listed = set(self._ended_leaves)
+        if any(item not in listed for item in self._ended if self._lineage.leaf(item)):
+            raise InternalError("a leaf of an ended session would not go first")
+
+    def _with_ancestors(self, sequence_hashes: Sequence[int]) -> list[int]:
+        """Return what a use renews, children before parents."""
+        parents = self._lineage.parents
+        used = list(reversed(sequence_hashes))
+        if not used or any(parents[child] != parent for child, parent in pairwise(used)):
+            return list(self._lineage.upward(sequence_hashes))
+        above = parents[used[-1]]
+        while above is not None and above in parents:
+            used.append(above)
+            above = parents[above]
+        return used
 
     def _evict(self, victim: int) -> None:
         parent = self._lineage.parents[victim]
@@ -85,10 +114,40 @@ class HintedOrder(LeafOrder):
     def _drop(self, sequence_hash: int) -> None:
         self._next.pop(sequence_hash, None)
         self._ages.pop(sequence_hash, None)
+        self._ended.discard(sequence_hash)
+        parent = self._lineage.parents[sequence_hash]
         self._lineage.remove(sequence_hash)
+        if parent is not None and parent in self._ended and self._lineage.leaf(parent):
+            self._ended_leaves.append(parent)
+
+    def _end(self, sequence_hashes: Sequence[int]) -> None:
+        """Note that nobody will use these blocks again; those that others continue stay until those are gone."""
+        for sequence_hash in sequence_hashes:
+            if sequence_hash not in self._ended:
+                self._ended.add(sequence_hash)
+                if self._lineage.leaf(sequence_hash):
+                    self._ended_leaves.append(sequence_hash)
+        if len(self._ended_leaves) > 2 * len(self._ended) + 64:
+            self._ended_leaves = deque(item for item in dict.fromkeys(self._ended_leaves) if item in self._ended)
+
+    def _ended_leaf(self) -> int | None:
+        """Return the evictable block of an ended session that was left over first."""
+        pinned: list[int] = []
+        victim = None
+        while victim is None and self._ended_leaves:
+            item = self._ended_leaves.popleft()
+            if item not in self._ended or not self._lineage.leaf(item):
+                continue
+            if self._lineage.evictable(item):
+                victim = item
+            else:
+                pinned.append(item)
+        self._ended_leaves.extendleft(reversed(pinned))
+        return victim
 
     def _set_expectation(self, sequence_hash: int, next_use_s: float) -> None:
         self._ages.pop(sequence_hash, None)
+        self._ended.discard(sequence_hash)
         self._next[sequence_hash] = next_use_s
         heapq.heappush(self._latest, (-next_use_s, sequence_hash))
         heapq.heappush(self._soonest, (next_use_s, sequence_hash))

@@ -35,6 +35,7 @@ class HintBook:
         self._expected: OrderedDict[int, float | None] = OrderedDict()
         self._priorities: OrderedDict[int, int] = OrderedDict()
         self._retain_until: OrderedDict[int, float] = OrderedDict()
+        self._tenants: OrderedDict[int, str] = OrderedDict()
         self._retained: dict[int, float] = {}
         self._ends: list[tuple[float, int]] = []
 
@@ -59,6 +60,14 @@ class HintBook:
         _note(self._retain_until, sequence_hashes, until_s)
         self._keep([item for item in sequence_hashes if item in self._order])
 
+    def assign(self, sequence_hashes: Sequence[int], tenant: str) -> None:
+        """Say whose blocks are; those in the tier stay whose they were."""
+        _note(self._tenants, sequence_hashes, tenant)
+
+    def tenant_of(self, sequence_hash: int) -> str:
+        """Return whose a block is; blocks of nobody share what there is."""
+        return self._tenants.get(sequence_hash, "")
+
     def arrived(self, blocks: Sequence[BlockDescriptor]) -> None:
         """Apply what is known to blocks that have come into the tier, in sequence order."""
         hashes = [block.sequence_hash for block in blocks]
@@ -68,6 +77,7 @@ class HintBook:
             ]
             self._order.prioritise(pair for pair in priorities if pair[1])
         self._pass_on([item for item in hashes if item in self._expected])
+        self._spend(hashes)
         self._keep([item for item in hashes if item in self._retain_until])
 
     def settle(self) -> None:
@@ -89,6 +99,11 @@ class HintBook:
             return
         # One expectation a path: that of its last block, which its ancestors inherit as it goes.
         self._order.expect(held, self._expected[held[-1]])
+
+    def _spend(self, arrived: Sequence[int]) -> None:
+        """Forget what was expected of blocks once they had it: if they come again, it is for another session."""
+        for item in arrived:
+            self._expected.pop(item, None)
 
     def _keep(self, held: Sequence[int]) -> None:
         self.settle()

@@ -17,11 +17,11 @@ from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.enums import Tier
 from dynamo_core.errors import ConfigurationError, InternalError
 from dynamo_core.kv import BlockDescriptor
-from dynamo_kvbm._eviction.base import EvictionOrder
+from dynamo_kvbm._eviction.base import EvictionOrder, SupportsPriority
 from dynamo_kvbm._eviction.lru import LruOrder
+from dynamo_kvbm._eviction.tenants import Tenants
 from dynamo_kvbm._logical.handles import BlocksHandle, ImmutableBlocks, MutableBlocks
 from dynamo_kvbm._logical.registry import BlockRegistry
-from dynamo_kvbm._logical.tenants import Tenants
 
 EvictListener = Callable[[Sequence[BlockDescriptor], Sequence[int]], None]
 
@@ -101,9 +101,6 @@ class BlockPool:
     ) -> None:
         if capacity_blocks < 1:
             raise ConfigurationError(f"a pool of {capacity_blocks} blocks holds nothing; give at least 1")
-        for tenant, quota in (quotas or {}).items():
-            if not 0 < quota <= capacity_blocks:
-                raise ConfigurationError(f"quota {quota} of tenant {tenant!r} must be 1 to {capacity_blocks} blocks")
         self.tier = tier
         self._capacity = capacity_blocks
         self._free = list(range(capacity_blocks - 1, -1, -1))
@@ -247,7 +244,9 @@ class BlockPool:
             if tenant:
                 for block in fresh:
                     self._tenant[self._by_hash[block.sequence_hash]] = tenant
-            self._tenants.insert(tenant, fresh)
+            order = self._tenants.insert(tenant, [(block.sequence_hash, block.parent_hash) for block in fresh])
+            if isinstance(order, SupportsPriority):
+                order.prioritise((block.sequence_hash, block.priority) for block in fresh)
             self._registrations += len(fresh)
             tails = hashes if self._tenants.shared else _tails(blocks)
             self._tenants.pin(tails)

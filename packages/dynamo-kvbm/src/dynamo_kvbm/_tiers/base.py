@@ -79,6 +79,15 @@ class SupportsHintBook(Protocol):
 
 
 @runtime_checkable
+class SupportsQuotas(Protocol):
+    """A tier that counts the blocks of tenants."""
+
+    def used_by(self, tenant: str) -> int:
+        """Blocks of a tenant that has a quota."""
+        ...
+
+
+@runtime_checkable
 class SupportsArena(Protocol):
     """A tier in memory, that can say what memory it is."""
 

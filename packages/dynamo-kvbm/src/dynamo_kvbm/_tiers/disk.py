@@ -9,9 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +25,8 @@ from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
 from dynamo_kvbm._tiers.base import Spill, require_pieces
+from dynamo_kvbm._tiers.fork_guard import ForkGuard, OwnersLock
+from dynamo_kvbm._tiers.read_memory import ReadMemory
 from dynamo_kvbm._tiers.slot_file import RECORD, SlotFile, StoredBlock, aligned_bytes, data_checksum, slot_stride
 
 T = TypeVar("T")
@@ -48,8 +49,9 @@ class _Place:
 class DiskTier:
     """A ``BlockStore`` in a folder.
 
-    Any thread may call any method. One lock guards the books; reads and writes run outside it, on slots that nobody
-    else may take meanwhile. A block is held only once it is written; a block that cannot be written is not held.
+    Any thread may call any method; in a child forked from its process they raise ``ConflictError``. One lock guards
+    the books; reads and writes run outside it, on slots that nobody else may take meanwhile. A block is held only once
+    it is written; a block that cannot be written is not held.
 
     Args:
         folder: Made if it does not exist. One process owns it at a time.
@@ -84,8 +86,10 @@ class DiskTier:
         self._direct = direct
         self._folder = folder
         self._owner = _take_folder(folder, {"format": FORMAT, "block_bytes": block_bytes, "blocks_of": fingerprint})
-        self._lock = threading.RLock()
-        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="kvbm-disk")
+        self._guard = ForkGuard(f"the disk tier in {folder}", [self._owner])
+        self._lock = OwnersLock(self._guard)
+        self._io = ThreadPoolExecutor(IO_THREADS - 1, thread_name_prefix="kvbm-disk")
+        self._memory = ReadMemory()
         self._segments: list[SlotFile] = []
         self._free: list[tuple[int, int]] = []
         self._places: dict[int, _Place] = {}
@@ -202,11 +206,14 @@ class DiskTier:
                 raise InternalError(f"{len(damaged)} blocks do not fit their checksums")
 
     def close(self) -> None:
-        """Close the files; the blocks stay for the next owner. Idempotent."""
+        """Close the files; the blocks stay for the next owner. Idempotent, and nothing in a forked child."""
+        if self._guard.is_foreign:
+            return
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+            self._guard.end()
             self._io.shutdown()
             for segment in self._segments:
                 segment.close()
@@ -222,7 +229,13 @@ class DiskTier:
         def do_share(part: Sequence[T]) -> list[R]:
             return [work(item) for item in part]
 
-        return [done for part in self._io.map(do_share, shares) for done in part]
+        others = [self._io.submit(do_share, part) for part in shares[1:]]
+        # The caller would only wait, so it does a share; the others must end before it may fail.
+        try:
+            done = do_share(shares[0])
+        finally:
+            wait(others)
+        return [*done, *(item for other in others for item in other.result())]
 
     def _recover(self) -> None:
         for index in sorted(self._folder.glob("*.index")):
@@ -301,8 +314,7 @@ class DiskTier:
             self._order.insert([(block.sequence_hash, block.parent_hash)])
 
     def _read_all(self, places: Sequence[_Place | None]) -> list[memoryview | None]:
-        # One large piece of memory costs a few huge pages, many small ones cost a fault for each of their pages.
-        memory = aligned_bytes(self._stride * sum(place is not None for place in places))
+        memory = self._memory.take(self._stride * sum(place is not None for place in places))
         pieces = iter(memory.reshape(-1, self._stride))
         work = [None if place is None else (place, next(pieces)) for place in places]
         return self._each(lambda pair: None if pair is None else self._read(*pair), work)

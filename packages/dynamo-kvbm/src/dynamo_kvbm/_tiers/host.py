@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,6 +16,7 @@ from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.hints import HintBook
 from dynamo_kvbm._eviction.lru import LruOrder
+from dynamo_kvbm._eviction.quota import QuotaOrder
 from dynamo_kvbm._tiers.arena import Pages, allocate_arena
 from dynamo_kvbm._tiers.base import Spill, require_pieces
 
@@ -30,9 +32,10 @@ class HostTier:
         block_bytes: Size of every block.
         eviction: Makes the eviction order for a capacity.
         clock: The clock of hints.
+        quotas: Most blocks of each tenant that has a quota. Hints say whose a block is.
 
     Raises:
-        ConfigurationError: if either is below 1, or the machine has not that much memory.
+        ConfigurationError: if either is below 1, a quota does not fit, or the machine has not that much memory.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class HostTier:
         *,
         eviction: Callable[[int], EvictionOrder] = LruOrder,
         clock: Clock | None = None,
+        quotas: Mapping[str, int] | None = None,
     ) -> None:
         if capacity_blocks < 1 or block_bytes < 1:
             raise ConfigurationError(
@@ -56,8 +60,8 @@ class HostTier:
         self._spill: Spill | None = None
         self._eviction = eviction
         self._clock = clock or SystemClock()
-        self._order = eviction(capacity_blocks)
-        self._hints = HintBook(self._order, capacity_blocks, self._clock)
+        self._quotas = dict(quotas or {})
+        self._start_books()
         self._lock = threading.RLock()
 
     @property
@@ -84,6 +88,11 @@ class HostTier:
     def used_blocks(self) -> int:
         """Slots in use."""
         return len(self._slots)
+
+    def used_by(self, tenant: str) -> int:
+        """Slots of a tenant; 0 in a tier without quotas, which counts nobody's."""
+        with self._lock:
+            return 0 if self._shares is None else self._shares.used_by(tenant)
 
     def contains(self, sequence_hashes: Sequence[int]) -> list[bool]:
         """Whether each block is present."""
@@ -207,9 +216,16 @@ class HostTier:
         with self._lock:
             self._slots.clear()
             self._blocks.clear()
-            self._order = self._eviction(self.capacity_blocks)
-            self._hints = HintBook(self._order, self.capacity_blocks, self._clock)
+            self._start_books()
             self._free = list(range(self.capacity_blocks - 1, -1, -1))
+
+    def _start_books(self) -> None:
+        capacity = self.capacity_blocks
+        self._shares: QuotaOrder | None = None
+        if self._quotas:
+            self._shares = QuotaOrder(capacity, self._quotas, self._eviction, self._tenant_of)
+        self._order: EvictionOrder = self._eviction(capacity) if self._shares is None else self._shares
+        self._hints = HintBook(self._order, capacity, self._clock)
 
     def _take_slots(self, fresh: Sequence[BlockDescriptor]) -> tuple[list[int], list[tuple[BlockDescriptor, int]]]:
         """Return slots for as many of the blocks as fit, and what was evicted for them with the slots it had.
@@ -222,16 +238,32 @@ class HostTier:
         self._hints.settle()
         slots: list[int] = []
         victims: list[tuple[BlockDescriptor, int]] = []
-        while len(slots) < len(fresh):
-            if self._free:
+        coming: Counter[str] = Counter()
+        for block in fresh:
+            tenant = self._over_quota(block.sequence_hash, coming)
+            if tenant is None and self._free:
                 slots.append(self._free.pop())
-            elif (victim := self._order.evict()) is not None:
+            elif (victim := self._next_victim(tenant)) is not None:
                 victims.append(self._forget(victim))
                 slots.append(victims[-1][1])
             else:
                 break
         self._order.unpin(held)
         return slots, victims
+
+    def _tenant_of(self, sequence_hash: int) -> str:
+        return self._hints.tenant_of(sequence_hash)
+
+    def _over_quota(self, sequence_hash: int, coming: Counter[str]) -> str | None:
+        """Return the tenant of a block to come if it must give up one of its own for it."""
+        if self._shares is None:
+            return None
+        tenant = self._shares.tenant_of(sequence_hash)
+        coming[tenant] += 1
+        return tenant if self._shares.is_full(tenant, coming[tenant]) else None
+
+    def _next_victim(self, tenant: str | None) -> int | None:
+        return self._order.evict() if tenant is None or self._shares is None else self._shares.evict_from(tenant)
 
     def _forget(self, sequence_hash: int) -> tuple[BlockDescriptor, int]:
         return self._blocks.pop(sequence_hash), self._slots.pop(sequence_hash)

@@ -30,6 +30,7 @@ from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.errors import ConfigurationError
 from dynamo_core.kv import BlockDescriptor
 from dynamo_kvbm._tiers.arena import HUGE_PAGE_BYTES, Pages, advise_huge, round_up
+from dynamo_kvbm._tiers.fork_guard import ForkGuard
 
 RECORD = np.dtype(
     [
@@ -97,6 +98,7 @@ class SharedArena:
             os.close(self._lock)
             raise
         fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.guard = ForkGuard(f"the shared host tier in {folder}", [self._lock, self._membership])
 
     @property
     def version(self) -> tuple[int, int]:
@@ -187,8 +189,9 @@ class SharedArena:
 
     def close(self) -> None:
         """Leave. The memory, and the blocks in it, stay for the others and for the next process. Idempotent."""
-        if not self._closed:
+        if not self._closed and not self.guard.is_foreign:
             self._closed = True
+            self.guard.end()
             self._pins[:, self.member] = 0
             os.close(self._membership)
             os.close(self._lock)

@@ -8,7 +8,6 @@ the last use it knew of, and passes over what others used meanwhile.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from dynamo_kvbm._eviction.base import EvictionOrder
 from dynamo_kvbm._eviction.lru import LruOrder
 from dynamo_kvbm._tiers.arena import Pages
 from dynamo_kvbm._tiers.base import Spill, require_pieces
+from dynamo_kvbm._tiers.fork_guard import OwnersLock
 from dynamo_kvbm._tiers.shared_arena import FREE, READY, SharedArena, described
 
 _Fresh = tuple[BlockDescriptor, bytes | memoryview]
@@ -33,7 +33,8 @@ class SharedHostTier:
 
     Any thread of any process may call any method. A process that dies at any moment, by ``kill -9`` too, takes
     nothing with it but the blocks it was writing. One that is stopped inside a change makes the others wait a second,
-    and then find nothing and store nothing until it goes on or dies. Make the tier after a fork, not before.
+    and then find nothing and store nothing until it goes on or dies. A child forked from its process makes a tier of
+    its own: in the child, methods of this one raise ``ConflictError``.
 
     Args:
         folder: On a memory file system, such as ``/dev/shm/NAME`` or a hugetlbfs mount; the same for all processes.
@@ -73,7 +74,7 @@ class SharedHostTier:
         self._changes: dict[int, None] | None = {}
         self._spill: Spill | None = None
         self._closed = False
-        self._lock = threading.RLock()
+        self._lock = OwnersLock(self._arena.guard)
         with self._changing() as held:
             if not held:
                 raise ConfigurationError(f"host_dir {folder} is locked by a process that stands still; end that one")
@@ -181,10 +182,14 @@ class SharedHostTier:
         try:
             yield {item: self._arena.blocks[slot].data for item, slot in held.items()}
         finally:
-            with self._lock:
-                self._order.unpin(held)
-                if not self._closed:
-                    self._arena.unpin(list(held.values()))
+            if not self._arena.guard.is_foreign:  # the pins are the parent's
+                self._give_back(held)
+
+    def _give_back(self, held: dict[int, int]) -> None:
+        with self._lock:
+            self._order.unpin(held)
+            if not self._closed:
+                self._arena.unpin(list(held.values()))
 
     def remove(self, sequence_hashes: Sequence[int]) -> None:
         """Drop blocks, for all processes, that are not lent by any; absent ones are ignored."""
@@ -215,7 +220,12 @@ class SharedHostTier:
                 raise InternalError("the eviction order holds other blocks than the slots")
 
     def close(self) -> None:
-        """Leave; the blocks stay for the other processes and the next one. Idempotent."""
+        """Leave; the blocks stay for the other processes and the next one.
+
+        Idempotent, and nothing in a forked child.
+        """
+        if self._arena.guard.is_foreign:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True

@@ -39,17 +39,30 @@ class _Staging:
         device: Where the device gathers it; the same memory as ``host`` without a GPU.
         host: Pinned memory.
         view: The same as an array, a row a block.
+        ids: Where the device finds which blocks; the same memory as the next without a GPU.
+        host_ids: Pinned memory: from other memory the copy would wait for all that is queued before it.
         ready: When the device is done with it; None without a GPU.
     """
 
     device: Tensor
     host: Tensor
     view: NDArray[np.uint8]
+    ids: Tensor
+    host_ids: Tensor
     ready: Any
 
     def wait(self) -> None:
+        """Return once the device has done what was queued with it; at once if that is nothing."""
         if self.ready is not None:
             self.ready.synchronize()
+
+    def name_blocks(self, block_ids: Sequence[int]) -> Tensor:
+        """Queue a copy of the ids to the device and return them there; after ``wait``."""
+        count = len(block_ids)
+        self.host_ids.numpy()[:count] = block_ids
+        if self.ready is not None:
+            self.ids[:count].copy_(self.host_ids[:count], non_blocking=True)
+        return self.ids[:count]
 
 
 class TorchBlockAccess:
@@ -146,7 +159,7 @@ class TorchBlockAccess:
         count = len(block_ids)
         staging.wait()
         with self._on_stream():
-            ids = torch.tensor(block_ids, dtype=torch.int64, device=self._device)
+            ids = staging.name_blocks(block_ids)
             for number, layer in enumerate(self._layers):
                 staging.device[:count, number] = layer.index_select(0, ids)
             if staging.ready is not None and self._stream is not None:
@@ -160,7 +173,7 @@ class TorchBlockAccess:
         for row, piece in enumerate(data):
             staging.view[row] = np.frombuffer(piece, dtype=np.uint8)
         with self._on_stream():
-            ids = torch.tensor(block_ids, dtype=torch.int64, device=self._device)
+            ids = staging.name_blocks(block_ids)
             if staging.ready is not None:
                 staging.device[:count].copy_(staging.host[:count], non_blocking=True)
             for number, layer in enumerate(self._layers):
@@ -195,7 +208,9 @@ class TorchBlockAccess:
         host = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
         device = torch.empty(shape, dtype=torch.uint8, device=self._device) if on_gpu else host
         view: NDArray[np.uint8] = host.numpy().reshape(blocks, -1)
-        return _Staging(device, host, view, torch.cuda.Event() if on_gpu else None)
+        host_ids = torch.empty(blocks, dtype=torch.int64, pin_memory=on_gpu)
+        ids = torch.empty(blocks, dtype=torch.int64, device=self._device) if on_gpu else host_ids
+        return _Staging(device, host, view, ids, host_ids, torch.cuda.Event() if on_gpu else None)
 
 
 def _taken(staging: _Staging, count: int) -> list[bytes]:

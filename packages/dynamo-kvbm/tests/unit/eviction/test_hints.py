@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dynamo_core import plugins
+from dynamo_core.errors import ConfigurationError
 from dynamo_core.kv import BlockDescriptor, BlockHints, BlockLayout, SupportsBlockHints, SupportsPrefetch
 from dynamo_core.telemetry import Metrics
 from dynamo_core.testing import DeviceBlocks, FakeClock
@@ -148,3 +149,79 @@ def test_a_prefetch_brings_near_and_a_full_queue_is_no_error(
     monkeypatch.setattr(ours.connector.manager, "prefetch", full)
     ours.connector.prefetch([1, 2])
     ours.connector.close()
+
+
+class Shares(Stage):
+    """A connector with a host of six blocks, of which tenant ``a`` may have two."""
+
+    def __init__(self, clock: FakeClock, metrics: Metrics) -> None:
+        options = {"host_blocks": 6, "host_quotas": {"a": 2}}
+        self.connector = create_connector(options=options, clock=clock, metrics=metrics)
+        self.device = DeviceBlocks(LAYOUT)
+        self.device.blocks = {i: bytes([i]) * LAYOUT.block_bytes for i in range(10)}
+        self.connector.start(self.device, lambda change: None)
+
+    def check(self) -> None:
+        host = self.connector.manager.nearest
+        assert isinstance(host, HostTier)
+        host.check_integrity()
+
+
+def test_a_tenant_s_scan_pushes_out_its_own_blocks_only() -> None:
+    metrics = Metrics()
+    ours = Shares(FakeClock(), metrics)
+    ours.connector.hint([1, 2, 3], BlockHints(tenant="b"))
+    ours.evict(1, 2, 3)
+    for item in range(10, 20):
+        ours.connector.hint([item], BlockHints(tenant="a"))
+        ours.evict(item)
+        ours.check()
+    assert ours.held(1, 2, 3, *range(10, 20)) == [1, 2, 3, 18, 19]
+    assert metrics.registry.get_sample_value("dynamo_kvbm_tenant_used_blocks", {"tenant": "a"}) == 2
+
+
+def test_a_batch_larger_than_a_quota_stores_as_much_as_the_quota() -> None:
+    ours = Shares(FakeClock(), Metrics())
+    ours.connector.hint([1, 2, 3, 4], BlockHints(tenant="a"))
+    ours.evict(1, 2, 3, 4)
+    assert ours.held(1, 2, 3, 4) == [1, 2]
+    ours.check()
+
+
+@pytest.mark.parametrize("child_first", [True, False])
+def test_a_parent_of_another_tenant_outlives_its_child_and_can_be_dropped(child_first: bool) -> None:
+    ours = Shares(FakeClock(), Metrics())
+    ours.connector.hint([1], BlockHints(tenant="a"))
+    ours.connector.hint([2], BlockHints(tenant="b"))
+    parent, child = chain(1, 2)
+    for block in (child, parent) if child_first else (parent, child):
+        ours.connector.on_evict([block], [0])
+    for item in range(10, 13):
+        ours.connector.hint([item], BlockHints(tenant="a"))
+        ours.evict(item)
+        ours.check()
+    assert ours.held(1, 2) == [1, 2], "the child keeps its parent, though its tenant scans"
+    for item in range(20, 26):
+        ours.evict(item)
+        ours.check()
+        assert ours.held(2) == [] or ours.held(1) == [1]
+    ours.connector.clear()
+    assert ours.held(1, 2, *range(10, 26)) == []
+    ours.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"host_blocks": 4, "host_quotas": {"a": 5}}, "quota 5 of tenant 'a' must be 1 to 4 blocks"),
+        (
+            {"host_blocks": 4, "host_quotas": {"a": 1}, "host_dir": "/x", "model": "m"},
+            "leave host_dir or host_quotas out",
+        ),
+    ],
+)
+def test_quotas_that_cannot_hold_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        create_connector(options=options, clock=FakeClock(), metrics=Metrics()).start(
+            DeviceBlocks(LAYOUT), lambda change: None
+        )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -191,6 +192,46 @@ async def test_hinted_gives_up_on_sessions_that_are_overdue() -> None:
     assert order.evict() == 1
 
 
+def test_hinted_evicts_an_ended_session_before_older_blocks_but_not_what_others_continue() -> None:
+    order = HintedOrder(10)
+    order.insert(chain(1, 2))
+    order.insert(chain(3, 4, 5))
+    order.insert([(6, 3)])
+    order.expect([3, 4, 5], None)
+    assert drained(order) == [5, 4, 2, 1, 6, 3]
+
+
+def test_hinted_takes_back_an_end_when_the_blocks_are_used_again() -> None:
+    order = HintedOrder(10)
+    order.insert(chain(1, 2))
+    order.insert(chain(3, 4))
+    order.expect([3, 4], None)
+    order.touch([3, 4])
+    assert drained(order) == [2, 1, 4, 3]
+
+
+def test_hinted_passes_over_pinned_ends_and_comes_back_to_them() -> None:
+    order = HintedOrder(10)
+    order.insert(chain(1))
+    order.insert(chain(2))
+    order.expect([2], None)
+    order.pin([2])
+    assert order.evict() == 1
+    order.unpin([2])
+    assert order.evict() == 2
+
+
+def test_hinted_keeps_its_list_of_ends_bounded() -> None:
+    order = HintedOrder(10)
+    order.insert(chain(1))
+    for _ in range(1000):
+        order.expect([1], None)
+        order.touch([1])
+    order.expect([1], None)
+    assert sys.getsizeof(vars(order)["_ended_leaves"]) < 4096
+    assert order.evict() == 1
+
+
 def test_hinted_keeps_its_heaps_bounded() -> None:
     order = HintedOrder(10)
     order.insert(chain(1))
@@ -241,3 +282,102 @@ def test_every_order_evicts_exactly_when_there_is_an_unpinned_leaf(name: str, st
         order.check_integrity()
         assert len(order) == len(pins)
         assert all(item in order for item in pins)
+
+
+HINTS = st.tuples(
+    st.sampled_from(["insert", "touch", "end", "expect", "evict", "discard", "pin", "unpin"]),
+    st.sampled_from(sorted(PARENTS)),
+    st.integers(1, 50),
+)
+
+
+class Sessions:
+    """A hinted order beside what it should know, kept the slow way; one method a step."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.order = HintedOrder(6, clock=self.clock)
+        self.pins: dict[int, int] = {}
+        self.ended: set[int] = set()
+        self.expected: dict[int, int] = {}
+
+    def held(self, block: int) -> list[int]:
+        return [item for item in path(block) if item in self.pins]
+
+    def insert(self, block: int, time: int) -> None:
+        if block in self.pins:
+            return
+        self.order.insert([(block, PARENTS[block])])
+        self.pins[block] = 0
+        above: int | None = block
+        while above in self.pins:
+            self.ended.discard(above)
+            above = PARENTS[above]
+
+    def touch(self, block: int, time: int) -> None:
+        held = self.held(block)
+        self.order.touch(held)
+        self.ended.difference_update(held)
+        self.unexpect(held)
+
+    def end(self, block: int, time: int) -> None:
+        held = self.held(block)
+        self.order.expect(held, None)
+        self.ended.update(held)
+        self.unexpect(held)
+
+    def expect(self, block: int, time: int) -> None:
+        if held := self.held(block):
+            self.order.expect(held, self.clock.monotonic() + time)
+            self.ended.difference_update(held)
+            self.unexpect(held)
+            self.expected[held[-1]] = time
+
+    def discard(self, block: int, time: int) -> None:
+        if self.order.discard(block):
+            self.forget(block)
+
+    def pin(self, block: int, time: int) -> None:
+        if block in self.pins:
+            self.order.pin([block])
+            self.pins[block] += 1
+
+    def unpin(self, block: int, time: int) -> None:
+        if self.pins.get(block):
+            self.order.unpin([block])
+            self.pins[block] -= 1
+
+    def evict(self, block: int, time: int) -> None:
+        victim, candidates = self.order.evict(), self.candidates()
+        assert (victim in candidates) if candidates else (victim is None)
+        if victim is None:
+            return
+        parent, expected = PARENTS[victim], self.expected.get(victim)
+        self.forget(victim)
+        if expected is not None and parent in self.pins:
+            self.expected[parent] = min(expected, self.expected.get(parent, expected))
+            self.ended.discard(parent)
+
+    def candidates(self) -> set[int]:
+        """Return the blocks of which one must go next."""
+        parents = {PARENTS[item] for item in self.pins}
+        leaves = {item for item, count in self.pins.items() if not count and item not in parents}
+        latest = max((self.expected[item] for item in leaves & self.expected.keys()), default=0)
+        last = {item for item in leaves if self.expected.get(item) == latest}
+        return (leaves & self.ended) or (leaves - self.expected.keys()) or last
+
+    def unexpect(self, held: list[int]) -> None:
+        self.expected = {item: time for item, time in self.expected.items() if item not in held}
+
+    def forget(self, block: int) -> None:
+        del self.pins[block]
+        self.ended.discard(block)
+        self.expected.pop(block, None)
+
+
+@given(steps=st.lists(HINTS, max_size=80))
+def test_hinted_takes_the_ended_then_the_unexpected_then_the_latest(steps: list[tuple[str, int, int]]) -> None:
+    sessions = Sessions()
+    for step, block, time in steps:
+        getattr(sessions, step)(block, time)
+        sessions.order.check_integrity()

@@ -259,10 +259,13 @@ def test_processes_and_threads_never_see_a_torn_or_foreign_block(folder: Path) -
     tier.close()
 
 
-def test_kill_9_of_sharers_leaves_whole_blocks_and_no_lost_slot(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(4), pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_kill_9_of_sharers_leaves_whole_blocks_and_no_lost_slot(folder: Path, rounds: int) -> None:
     tier = SharedHostTier(folder, 16, BLOCK_BYTES)
     rng = random.Random(1)
-    for round_number in range(4):
+    for round_number in range(rounds):
         process = worker(folder, round_number, 0)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from dynamo_core.kv import KvConnector
+from dynamo_worker._reference._block_hints import BlockHinter
 from dynamo_worker._reference._block_pool import BlockPool
 from dynamo_worker._reference._sequence import Sequence, SequenceState, sequence_hashes
 
@@ -81,10 +82,12 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._limits = limits
         self._pool = pool
-        self._connector = connector
+        self._connector = connector if limits.enable_prefix_caching else None
+        self._hinter = BlockHinter(self._connector, pool, limits.block_size)
 
     def add(self, sequence: Sequence, *, first: bool = False) -> None:
         """Queue a sequence, at the front if it continues a request that already ran."""
+        self._hinter.on_arrival(sequence)
         if first:
             self.waiting.appendleft(sequence)
         else:
@@ -96,6 +99,7 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence.state is SequenceState.WAITING and sequence in self.waiting:
             self.waiting.remove(sequence)
+        self._hinter.on_end(sequence)
         self._release(sequence, SequenceState.FINISHED)
 
     def schedule(self) -> SchedulerOutput:
@@ -104,6 +108,7 @@ class Scheduler:
         self._schedule_running(output)
         if not output.num_preempted:
             self._admit_waiting(output)
+        self._hinter.on_wait(self.waiting)
         return output
 
     def advance(self, item: ScheduledSequence) -> None:

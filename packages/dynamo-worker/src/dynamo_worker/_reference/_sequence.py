@@ -52,6 +52,7 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.num_registered_blocks = 0
+        self.is_looked_ahead = False
         self.adapter: LoraAdapter | None = None
         self.grammar: Grammar | None = None
         self.media: Rows = ()

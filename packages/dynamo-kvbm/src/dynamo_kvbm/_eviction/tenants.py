@@ -1,4 +1,4 @@
-"""Shares of a pool: every tenant has an eviction order of its own, so one tenant's scan pushes out its own blocks only.
+"""Shares of a pool or tier: every tenant has an eviction order of its own, so a scan pushes out its own blocks only.
 
 A block of one tenant may continue a block of another, for example a shared system prompt. Such a child pins its parent
 in the other order, which keeps that order leaf-first too.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from dynamo_core.errors import InternalError
-from dynamo_core.kv import BlockDescriptor
+from dynamo_core.errors import ConfigurationError, InternalError
 from dynamo_kvbm._eviction.base import EvictionOrder, SupportsPriority
 
 
@@ -20,11 +19,17 @@ class Tenants:
         capacity_blocks: Size of the pool.
         quotas: Most blocks of each tenant that has a quota; the others share the pool.
         eviction: Makes an order for a capacity.
+
+    Raises:
+        ConfigurationError: if a quota is none, or exceeds the pool.
     """
 
     def __init__(
         self, capacity_blocks: int, quotas: Mapping[str, int], eviction: Callable[[int], EvictionOrder]
     ) -> None:
+        for tenant, quota in quotas.items():
+            if not 0 < quota <= capacity_blocks:
+                raise ConfigurationError(f"quota {quota} of tenant {tenant!r} must be 1 to {capacity_blocks} blocks")
         self._capacity = capacity_blocks
         self._quotas = dict(quotas)
         self._eviction = eviction
@@ -51,30 +56,65 @@ class Tenants:
             del self.used[tenant]
             self._orders.pop(tenant, None)
 
-    def insert(self, tenant: str, blocks: Sequence[BlockDescriptor]) -> None:
-        """Add registered blocks, in sequence order."""
+    def insert(self, tenant: str, blocks: Sequence[tuple[int, int | None]]) -> EvictionOrder:
+        """Add blocks, each with its parent, in sequence order; return the order that holds them."""
         order = self._orders.get(tenant)
         if order is None:
             order = self._orders[tenant] = self._eviction(self._quotas.get(tenant, self._capacity))
-        order.insert([(block.sequence_hash, block.parent_hash) for block in blocks])
+        order.insert(blocks)
         if len(self._orders) > 1:
             self._pin_foreign_parents(order, blocks)
-        if isinstance(order, SupportsPriority):
-            order.prioritise((block.sequence_hash, block.priority) for block in blocks)
+        return order
+
+    def adopt(self, parent: int, child: int) -> None:
+        """Pin a parent for a child of another tenant that was there before it."""
+        order = self._order_of(parent)
+        order.pin([parent])
+        self._foreign[child] = (order, parent)
+
+    def discard(self, sequence_hash: int, children: Iterable[int]) -> bool:
+        """Remove a block unless something else than these children of it pins it; return whether it was removed."""
+        order = self._order_of(sequence_hash)
+        pinning = [child for child in children if child in self._foreign]
+        order.unpin([sequence_hash] * len(pinning))
+        if not order.discard(sequence_hash):
+            order.pin([sequence_hash] * len(pinning))
+            return False
+        for child in pinning:
+            del self._foreign[child]
+        self._unpin_foreign_parent(sequence_hash)
+        return True
+
+    def prioritise(self, priorities: Iterable[tuple[int, int]]) -> None:
+        """Set priorities in orders that weigh blocks."""
+        for item, priority in priorities:
+            order = self._order_of(item)
+            if isinstance(order, SupportsPriority):
+                order.prioritise([(item, priority)])
+
+    def by_order(self, sequence_hashes: Sequence[int]) -> Iterable[tuple[EvictionOrder, Sequence[int]]]:
+        """Return held blocks by the order that holds them, in the sequence they came in."""
+        if len(self._orders) == 1:
+            return [(next(iter(self._orders.values())), sequence_hashes)]
+        grouped: dict[int, tuple[EvictionOrder, list[int]]] = {}
+        for item in sequence_hashes:
+            order = self._order_of(item)
+            grouped.setdefault(id(order), (order, []))[1].append(item)
+        return grouped.values()
 
     def touch(self, sequence_hashes: Sequence[int]) -> None:
         """Note a use of blocks in sequence order."""
-        for order, hashes in self._by_order(sequence_hashes):
+        for order, hashes in self.by_order(sequence_hashes):
             order.touch(hashes)
 
     def pin(self, sequence_hashes: Sequence[int]) -> None:
         """Keep blocks, and what they continue, from eviction."""
-        for order, hashes in self._by_order(sequence_hashes):
+        for order, hashes in self.by_order(sequence_hashes):
             order.pin(hashes)
 
     def unpin(self, sequence_hashes: Sequence[int]) -> None:
         """Take back one pin of each block."""
-        for order, hashes in self._by_order(sequence_hashes):
+        for order, hashes in self.by_order(sequence_hashes):
             order.unpin(hashes)
 
     def evict(self, tenant: str | None) -> int | None:
@@ -107,33 +147,27 @@ class Tenants:
     def _share(self, tenant: str) -> float:
         return self.used.get(tenant, 0) / self._quotas.get(tenant, self._capacity)
 
-    def _by_order(self, sequence_hashes: Sequence[int]) -> Iterable[tuple[EvictionOrder, Sequence[int]]]:
-        if len(self._orders) == 1:
-            return [(next(iter(self._orders.values())), sequence_hashes)]
-        grouped: dict[int, tuple[EvictionOrder, list[int]]] = {}
-        for item in sequence_hashes:
-            order = self._order_of(item)
-            grouped.setdefault(id(order), (order, []))[1].append(item)
-        return grouped.values()
-
     def _order_of(self, sequence_hash: int) -> EvictionOrder:
         for order in self._orders.values():
             if sequence_hash in order:
                 return order
         raise InternalError(f"block {sequence_hash:#x} is in no tenant's order")
 
-    def _pin_foreign_parents(self, order: EvictionOrder, blocks: Sequence[BlockDescriptor]) -> None:
-        for block in blocks:
-            parent = block.parent_hash
+    def _pin_foreign_parents(self, order: EvictionOrder, blocks: Sequence[tuple[int, int | None]]) -> None:
+        for item, parent in blocks:
             if parent is None or parent in order:
                 continue
             other = next((one for one in self._orders.values() if parent in one), None)
             if other is not None:
                 other.pin([parent])
-                self._foreign[block.sequence_hash] = (other, parent)
+                self._foreign[item] = (other, parent)
 
     def _evict_from(self, order: EvictionOrder) -> int | None:
         victim = order.evict()
-        if victim is not None and (foreign := self._foreign.pop(victim, None)) is not None:
-            foreign[0].unpin([foreign[1]])
+        if victim is not None:
+            self._unpin_foreign_parent(victim)
         return victim
+
+    def _unpin_foreign_parent(self, sequence_hash: int) -> None:
+        if (foreign := self._foreign.pop(sequence_hash, None)) is not None:
+            foreign[0].unpin([foreign[1]])
