@@ -27,9 +27,9 @@ services:
     args:
       role: worker
       requests-per-replica-s: 8
-      max-replicas: 3
+      max-replicas: 2
       interval-s: 1
-      scale-down-delay-s: 3
+      scale-down-delay-s: 2
       stale-after-s: 10
 """
 
@@ -71,7 +71,7 @@ def test_workers_go_up_and_down_with_the_load(tmp_path: Path) -> None:
 
         assert workers() == 1
         url = f"http://127.0.0.1:{port}/v1"
-        assert asyncio.run(load(url, 8, 0.0, until=lambda: workers() == 3)) > 0
+        assert asyncio.run(load(url, 8, 0.0, until=lambda: workers() == 2)) > 0
         # One client that pauses is less than one replica's worth, and goes on while the others leave.
         assert asyncio.run(load(url, 1, PAUSE_S, until=lambda: workers() == 1)) > 0
         assert up.interrupt() == 0, up.output

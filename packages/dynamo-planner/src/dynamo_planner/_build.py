@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from dynamo_core import plugins
 from dynamo_core.planning import LoadPredictor
@@ -19,8 +21,10 @@ from dynamo_planner._capacity import (
 )
 from dynamo_planner._correct import Headroom
 from dynamo_planner._forecast import WorkloadForecaster
+from dynamo_planner._gpu_types import gpu_types
 from dynamo_planner._load import TARGET_THRESHOLDS, LatencyRule, LoadPart, Thresholds
 from dynamo_planner._measured import ProfileTiming
+from dynamo_planner._mix import GpuMix, GpuType, OfferingModel
 from dynamo_planner._observe import TrafficWindow
 from dynamo_planner._regress import StepRegression
 from dynamo_planner._settings import PlannerSettings
@@ -64,7 +68,8 @@ def create_planner(
         ConfigurationError: if the limits contradict each other, or a plug-in, profile or extra is missing.
     """
     slo = Slo(settings.ttft_ms / 1000, settings.itl_ms / 1000, settings.slo_percentile)
-    engine = _engine(settings)
+    # With GPU types every type has an engine of its own.
+    engine = _Engine(None) if settings.gpu_types else _engine(settings)
     models = dict(capacity) if capacity is not None else _models(settings, engine)
     by_sla = settings.optimization_target == "sla"
     throughput = None
@@ -116,6 +121,8 @@ def budget_of(settings: PlannerSettings) -> Budget:
     decode = RoleLimits(settings.decode_role, settings.decode_gpus, decode_least, most)
     whole = RoleLimits(settings.role, settings.worker_gpus, settings.min_replicas, most)
     roles = {"agg": (whole,), "prefill": (prefill,), "decode": (decode,), "disagg": (prefill, decode)}[settings.mode]
+    if kinds := gpu_types(settings):
+        roles = tuple(RoleLimits(kind.role, kind.gpus, kind.least, kind.most) for kind in kinds)
     ceiling = sum(limit.gpus * limit.max_replicas for limit in roles)
     return Budget(roles, _either(settings.max_gpu_budget, ceiling), settings.min_gpu_budget)
 
@@ -137,6 +144,8 @@ def _engine(settings: PlannerSettings) -> _Engine:
 
 
 def _models(settings: PlannerSettings, engine: _Engine) -> dict[str, CapacityModel]:
+    if settings.gpu_types:
+        return {}
     roles = [limit.role for limit in budget_of(settings).roles]
     if settings.capacity == "rate" or engine.timing is None:
         return {role: RateCapacity(settings.requests_per_replica_s, settings.utilization) for role in roles}
@@ -161,7 +170,31 @@ def _throughput(
         slack_s=slo.ttft_s,
     )
     headroom = Headroom(slo, settings.headroom_min, settings.headroom_max)
-    return ThroughputPart(models, forecaster, slo, window_s=settings.window_s, headroom=headroom)
+    mixes = _mixes(settings, models)
+    alone = {role: model for role, model in models.items() if not any(role in mix.roles for mix in mixes)}
+    return ThroughputPart(alone, forecaster, slo, window_s=settings.window_s, headroom=headroom, mixes=mixes)
+
+
+def _mixes(settings: PlannerSettings, given: Mapping[str, CapacityModel]) -> list[GpuMix]:
+    """Return a choice for each of what is served, if there are GPU types."""
+    kinds: dict[str, list[GpuType]] = {}
+    for kind in gpu_types(settings):
+        # A model that the caller brings takes the place of the type's own.
+        model = cast("OfferingModel", given[kind.role]) if kind.role in given else _offering(kind.engine, kind.serves)
+        made = GpuType(kind.role, kind.price_per_hour, model, kind.gpus, kind.least, kind.most)
+        kinds.setdefault(kind.serves, []).append(made)
+    dearest = math.inf if settings.max_price_per_hour is None else settings.max_price_per_hour
+    budget = budget_of(settings).max_gpus if kinds else 0
+    return [GpuMix(name, types, max_gpus=budget, max_price_per_hour=dearest) for name, types in kinds.items()]
+
+
+def _offering(settings: PlannerSettings, serves: str) -> OfferingModel:
+    timing = _engine(settings).timing
+    if settings.capacity == "rate" or timing is None:
+        return RateCapacity(settings.requests_per_replica_s, settings.utilization)
+    if serves == "prefill":
+        return PrefillCapacity(timing, settings.prompt_cv2)
+    return DecodeCapacity(timing) if serves == "decode" else AggregatedCapacity(timing, settings.prompt_cv2)
 
 
 def windows_of(trace: Trace, length_s: float) -> Iterator[TrafficWindow]:

@@ -20,6 +20,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 SPANS = (1, 2, 4, 8, 16, 32, 64)
 ERRORS_KEPT = 360
 FEWEST_ERRORS = 10
+FEWEST_HORIZONS = 3
 EVENT_DEVIATIONS = 5.0
 TO_SIGMA = 1.4826
 
@@ -55,7 +56,8 @@ class BurstEnvelope:
 
     def planned(self, point: float) -> float:
         """Return the rate to plan for, at least the forecast."""
-        if len(self._errors) < FEWEST_ERRORS:
+        # A step makes an error of every forecast that was under way; those must not be most of what is known.
+        if len(self._errors) < max(FEWEST_ERRORS, FEWEST_HORIZONS * (self._issued.maxlen or 1)):
             return point
         # Errors are kept in units of the root of their level, as chance arrivals vary, so that those of a busy hour say
         # something in a quiet one.

@@ -92,6 +92,29 @@ class Need:
     meets_slo: bool = True
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What one replica gives a workload, for fleets of several kinds.
+
+    Attributes:
+        requests_s: Requests a second that it serves at most.
+        steady_share: Share of that to plan the expected rate with.
+        burst_share: Share of that which bursts may fill.
+        first_s: Time to first token without a queue.
+        cv2: Squared coefficient of variation of its service times; None where no queue is modelled.
+        queues_bursts: Whether the queue is that of the planned rate rather than of the expected one.
+        meets_slo: Whether a request meets the targets at all.
+    """
+
+    requests_s: float
+    steady_share: float = 1.0
+    burst_share: float = 1.0
+    first_s: float = 0.0
+    cv2: float | None = None
+    queues_bursts: bool = False
+    meets_slo: bool = True
+
+
 class CapacityModel(Protocol):
     """Turns a workload into replicas."""
 
@@ -117,6 +140,11 @@ class RateCapacity:
     requests_per_replica_s: float
     utilization: float
     ready: bool = True
+
+    def offer(self, workload: Workload, slo: Slo) -> Offer:
+        """Return what one replica gives."""
+        whole = self.utilization if workload.expected_s is None else 1.0
+        return Offer(self.requests_per_replica_s, self.utilization, whole)
 
     def replicas_for(self, requests_per_s: float) -> int:
         """Return the fewest replicas whose planned capacity covers the rate."""
@@ -144,6 +172,12 @@ class PrefillCapacity:
         self._timing = timing
         self._cv2 = service_cv2
 
+    def offer(self, workload: Workload, slo: Slo) -> Offer:
+        """Return what one replica gives."""
+        service = max(self._timing.prefill_s(workload.new_tokens), EPSILON)
+        meets = service <= slo.ttft_s
+        return Offer(1 / service, FULLEST, FULLEST, service, self._cv2, queues_bursts=True, meets_slo=meets)
+
     def need(self, workload: Workload, slo: Slo) -> Need:
         """Return the fewest replicas whose queue is short enough at the percentile."""
         service = self._timing.prefill_s(workload.new_tokens)
@@ -164,6 +198,11 @@ class DecodeCapacity:
 
     def __init__(self, timing: TimingModel) -> None:
         self._timing = timing
+
+    def offer(self, workload: Workload, slo: Slo) -> Offer:
+        """Return what one replica gives."""
+        batch, step_s, met = operating_point(self._timing, workload, slo.itl_s, prefill_s=0.0)
+        return Offer(batch / max(workload.osl * step_s, EPSILON), meets_slo=met)
 
     def need(self, workload: Workload, slo: Slo) -> Need:
         """Return the fewest replicas whose batches stay within the inter-token target."""
@@ -188,21 +227,32 @@ class AggregatedCapacity:
         self._timing = timing
         self._cv2 = service_cv2
 
+    def offer(self, workload: Workload, slo: Slo) -> Offer:
+        """Return what one replica gives."""
+        return self._offer(workload, slo)[0]
+
     def need(self, workload: Workload, slo: Slo) -> Need:
         """Return the fewest replicas that keep both targets."""
         if workload.requests_s <= 0:
             return Need(0, math.inf)
+        offer, batch, step_s, met = self._offer(workload, slo)
+        rate = offer.requests_s
+        # Bursts are in the planned rate already; the queue of a steady stream is that of the expected one.
+        steady_s = workload.requests_s if workload.expected_s is None else workload.expected_s
+        replicas, ttft_s, met_ttft = _fewest(steady_s, 1 / rate, slo, self._cv2, alone_s=offer.first_s)
+        replicas = max(replicas, _ceil(workload.requests_s / rate / FULLEST))
+        return Need(replicas, rate, ttft_s, step_s, batch, met and met_ttft)
+
+    def _offer(self, workload: Workload, slo: Slo) -> tuple[Offer, float, float, bool]:
+        """Return the offer, and of its operating point batch, step and whether it is within the target."""
         # Under load a step carries chunks of several prompts, so a prompt costs its tokens at the size of step at which
         # they are cheapest; alone, as for its own first token, it costs a step of its own.
         work_s = workload.new_tokens * cheapest_token_s(self._timing)
         batch, step_s, met = operating_point(self._timing, workload, slo.itl_s, prefill_s=work_s)
         rate = batch / max(workload.osl * step_s, work_s, EPSILON)
         alone_s = self._timing.prefill_s(workload.new_tokens) + self._timing.decode_s(batch, _context(workload))
-        # Bursts are in the planned rate already; the queue of a steady stream is that of the expected one.
-        steady_s = workload.requests_s if workload.expected_s is None else workload.expected_s
-        replicas, ttft_s, met_ttft = _fewest(steady_s, 1 / rate, slo, self._cv2, alone_s=alone_s)
-        replicas = max(replicas, _ceil(workload.requests_s / rate / FULLEST))
-        return Need(replicas, rate, ttft_s, step_s, batch, met and met_ttft)
+        meets = met and alone_s <= slo.ttft_s
+        return Offer(rate, FULLEST, FULLEST, alone_s, self._cv2, meets_slo=meets), batch, step_s, met
 
 
 class LearnedCapacity:

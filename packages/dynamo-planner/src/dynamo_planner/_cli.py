@@ -15,7 +15,7 @@ from dynamo_planner._lab import simulate as studies
 from dynamo_planner._lab.fleet import FleetOptions
 from dynamo_planner._lab.report import backtest_report, simulation_report
 from dynamo_planner._profiler.command import add_profile_command
-from dynamo_planner._record import explain, read_log
+from dynamo_planner._record import explain, overview, read_log
 from dynamo_planner._timing import AnalyticTiming
 from dynamo_planner._trace import Floats, Trace, load_trace
 
@@ -62,9 +62,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add_profile_command(commands)
 
-    told = commands.add_parser("explain", help="tell decisions of a log in words")
+    told = commands.add_parser("explain", help="tell decisions of a log: a table of all, or all there is of one")
     told.add_argument("log", type=Path, help="file of --decision-log")
-    told.add_argument("--id", type=int, help="only this decision")
+    told.add_argument("--id", type=int, help="only this decision, with everything it was made from")
+    told.add_argument("--full", action="store_true", help="everything each decision was made from")
     told.add_argument("--changes", action="store_true", help="only those that changed the fleet")
     told.set_defaults(run=_explain)
     return parser
@@ -114,7 +115,9 @@ def _explain(options: argparse.Namespace) -> str:
     ]
     if not records:
         raise ConfigurationError(f"no such decision in {options.log}")
-    return "\n".join(explain(record) for record in records)
+    if options.id is None and not options.full:
+        return overview(records)
+    return "\n\n".join(explain(record) for record in records)
 
 
 def parse_slo(text: str) -> Slo:

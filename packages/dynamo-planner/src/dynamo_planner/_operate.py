@@ -18,6 +18,7 @@ from dynamo_planner._metrics import PlannerMetrics
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_SHOWN = 1000
+MAX_COUNT = 1_000_000
 MAX_OVERRIDE_S = 7 * 86400.0
 _FLEET_FIELDS = ("max_gpus", "min_gpus")
 _ROLE_FIELDS = ("min_replicas", "max_replicas")
@@ -140,7 +141,12 @@ class OperationApi:
         role, replicas, for_s = body.get("role"), body.get("replicas"), body.get("for_s")
         if unknown or not isinstance(role, str) or not _is_count(replicas):
             raise InvalidRequestError("an override needs role, replicas (at least 0) and for_s, and nothing else")
-        if not isinstance(for_s, int | float) or not math.isfinite(for_s) or not 0 < for_s <= MAX_OVERRIDE_S:
+        if (
+            not isinstance(for_s, int | float)
+            or isinstance(for_s, bool)
+            or not math.isfinite(for_s)
+            or not 0 < for_s <= MAX_OVERRIDE_S
+        ):
             raise InvalidRequestError(f"for_s {for_s!r} is not between 0 and {MAX_OVERRIDE_S:g} seconds", param="for_s")
         self._loop.planner.override(role, replicas, self._clock.time() + for_s)
         _log.info("operator overrides", role=role, replicas=replicas, for_s=for_s)
@@ -182,12 +188,13 @@ def _patched(budget: Budget, patch: dict[str, Any]) -> Budget:
     if unknown or not isinstance(roles, dict) or not patch or patch == {"roles": {}}:
         raise InvalidRequestError(f"a patch gives max_gpus, min_gpus or roles; this one has {unknown or 'nothing'}")
     for role, fields in cast("dict[str, Any]", roles).items():
-        if role not in known or not isinstance(fields, dict) or set(cast("dict[str, Any]", fields)) - set(_ROLE_FIELDS):
+        named = set(cast("dict[str, Any]", fields)) if isinstance(fields, dict) else set[str]()
+        if role not in known or not named or named - set(_ROLE_FIELDS):
             raise InvalidRequestError(f"role {role!r} takes min_replicas and max_replicas; roles are {sorted(known)}")
     counts = [patch[name] for name in _FLEET_FIELDS if name in patch]
     counts += [value for fields in roles.values() for value in fields.values()]
     if not all(_is_count(value) for value in counts):
-        raise InvalidRequestError("limits are whole numbers of at least 0")
+        raise InvalidRequestError(f"limits are whole numbers from 0 to {MAX_COUNT}")
     limits = tuple(
         RoleLimits(
             limit.role,
@@ -201,7 +208,7 @@ def _patched(budget: Budget, patch: dict[str, Any]) -> Budget:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
@@ -219,4 +226,16 @@ async def _errors_as_json(
         return await handler(request)
     except DynamoError as error:
         status = 422 if isinstance(error, ConfigurationError) else error.http_status
-        return web.json_response({"error": {"reason": error.reason, "message": error.message}}, status=status)
+        return _failure(status, error.reason, error.message)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.path} takes {allowed}, not {request.method}"
+        return _failure(405, "method_not_allowed", message, {"Allow": allowed})
+    except web.HTTPNotFound:
+        return _failure(404, "not_found", f"there is no {request.path}; begin at /v1/status")
+    except web.HTTPRequestEntityTooLarge:
+        return _failure(413, "too_large", f"the body has more than {MAX_BODY_BYTES} bytes")
+
+
+def _failure(status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": {"reason": reason, "message": message}}, status=status, headers=headers)

@@ -31,6 +31,10 @@ class Reason(enum.Enum):
     MODEL_NOT_READY = "model_not_ready"
     CLOCK_JUMP = "clock_jump"
 
+    MIX_CHEAPEST = "mix_cheapest"
+    MIX_KEPT = "mix_kept"
+    MIX_LIMITED = "mix_limited"
+
     LIMITED = "limited"
     BUDGET_IN_USE = "budget_in_use"
     NEVER_READY = "never_ready"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -77,23 +77,70 @@ def read_log(path: Path) -> Iterator[Record]:
 
 
 def explain(record: Record) -> str:
-    """Return a decision in words: what was seen, what followed, what was asked for and why."""
+    """Return a decision in words and numbers: what was seen, what followed, what was asked for and why."""
     decision, seen = record.decision, record.observation
     lines = [f"decision {decision.decision_id} at {decision.at_s:.0f}: {decision.reason}"]
+    roles: list[tuple[str, ...]] = []
     for role, count in decision.replicas.items():
         pool = seen.pools[role]
-        lines.append(
-            f"  {role}: {decision.previous[role]} -> {count}"
-            f"  (ready {pool.ready}, starting {pool.starting}, draining {pool.draining}, failed {pool.failed})"
-        )
+        change = f"{decision.previous[role]} -> {count}"
+        states = (pool.ready, pool.starting, pool.draining, pool.failed)
+        roles.append((role, change, *map(str, states), decision.reasons.get(role, "")))
+    if roles:
+        lines += _columns(("role", "replicas", "ready", "starting", "draining", "failed", "reason"), roles)
     lines.append(f"  because: {decision.explanation}")
-    for name, reason in decision.reasons.items():
-        lines.append(f"  {name}: {reason}")
+    parts = [(name, reason) for name, reason in decision.reasons.items() if name not in decision.replicas]
+    if parts:
+        lines += _columns(("part", "reason"), parts)
     traffic = ", ".join(f"{item.requests} requests in {item.interval_s:g} s" for item in seen.traffic) or "none"
     lines.append(f"  traffic: {traffic}; loads of {len(seen.loads)} workers; {len(seen.passes)} passes")
     if seen.stale:
         lines.append(f"  stale: {', '.join(seen.stale)}")
-    lines += [f"  {name} = {value:.6g}" for name, value in sorted(decision.values.items())]
+    if decision.values:
+        lines += _columns(("value", ""), [(name, f"{value:.6g}") for name, value in sorted(decision.values.items())])
     if decision.advisory:
         lines.append("  advisory: nothing was asked of the target")
     return "\n".join(lines)
+
+
+def overview(records: Sequence[Record]) -> str:
+    """Return decisions as a table, one a line: what was seen, planned and asked for, and why."""
+    rows = [
+        (
+            str(record.decision.decision_id),
+            f"{record.decision.at_s:.0f}",
+            _changes(record.decision),
+            *(_number(record.decision.values.get(f"{name}_requests_per_second")) for name in _RATES),
+            record.decision.reason,
+            record.decision.explanation + (" (advisory)" if record.decision.advisory else ""),
+        )
+        for record in records
+    ]
+    head = ("id", "at", "replicas", *(f"{name}/s" for name in _RATES), "reason", "because")
+    return "\n".join(line.removeprefix("  ") for line in _columns(head, rows))
+
+
+_RATES = ("observed", "predicted", "planned")
+
+
+def _changes(decision: ScalingDecision) -> str:
+    return ", ".join(
+        f"{role} {count}"
+        if decision.previous.get(role) == count
+        else f"{role} {decision.previous.get(role)} -> {count}"
+        for role, count in decision.replicas.items()
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _columns(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return lines of a table, each column as wide as its widest cell."""
+    widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
+    lines = [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return [lines[0], "  " + "-" * (max(map(len, lines)) - 2), *lines[1:]]

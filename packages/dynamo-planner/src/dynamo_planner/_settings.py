@@ -75,6 +75,13 @@ class PlannerSettings(DynamoSettings):
     worker_gpus: int = Field(1, ge=1, description="GPUs of one whole engine.")
     prefill_gpus: int = Field(1, ge=1, description="GPUs of one prefill engine.")
     decode_gpus: int = Field(1, ge=1, description="GPUs of one decode engine.")
+    gpu_types: dict[str, Any] = Field(
+        {},
+        description="GPU types to choose from by price, as a JSON object: role to price_per_hour and what differs.",
+    )
+    max_price_per_hour: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="GPU types: no mix that is dearer; unlimited if omitted."
+    )
     max_gpu_budget: int | None = Field(None, ge=1, description="Never more GPUs; what max replicas take if omitted.")
     min_gpu_budget: int = Field(0, ge=0, description="Not fewer GPUs, to within one engine.")
 

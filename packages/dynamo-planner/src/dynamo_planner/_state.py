@@ -180,9 +180,14 @@ class SlaPlanner:
 
     def _propose(self, observation: Observation, draft: _Draft) -> None:
         floor = Proposal(reason=Reason.DISABLED)
+        at_s, starts = observation.at_s, {role: state.starts for role, state in self._roles.items()}
+        stuck = frozenset(role for role, pool in draft.pools.items() if starts[role].stuck(at_s, pool))
         if self._throughput is not None:
-            floor = self._throughput.propose(observation, draft.pools)
+            floor = self._throughput.propose(observation, draft.pools, stuck)
             draft.values |= floor.values
+            for name, (reason, note) in floor.choices.items():
+                draft.reasons[f"mix.{name}"] = reason
+                draft.notes.append(f"{name}: {note}")
         bounds = floor.reason is Reason.SCALE and self._load is not None
         draft.reasons["throughput"] = Reason.SET_LOWER_BOUND if bounds else floor.reason
         for role, pool in draft.pools.items():
@@ -193,13 +198,12 @@ class SlaPlanner:
                 draft.reasons[f"load.{role}"] = load.reason
             if load.reason is Reason.SCALE_DOWN and floor.replicas.get(role, 0) > load.replicas[role]:
                 draft.reasons[f"load.{role}"] = Reason.SCALE_DOWN_CAPPED_BY_THROUGHPUT
-            self._plan_role(observation.at_s, draft, role, floor, load)
+            if not self._gated(at_s, draft, role):
+                self._plan_role(at_s, draft, role, (floor, load, role in stuck))
 
-    def _plan_role(self, at_s: float, draft: _Draft, role: str, floor: Proposal, load: Proposal) -> None:
+    def _plan_role(self, at_s: float, draft: _Draft, role: str, parts: tuple[Proposal, Proposal, bool]) -> None:
         state, pool = self._roles[role], draft.pools[role]
-        stuck = state.starts.stuck(at_s, pool)
-        if self._gated(at_s, draft, role):
-            return
+        floor, load, stuck = parts
         need = self._need(role, pool, floor, load)
         if need is None:
             reason = load.reason if self._throughput is None else floor.reason
@@ -326,5 +330,7 @@ _HEADLINES = (
 
 def _headline(reasons: Mapping[str, Reason]) -> Reason:
     """Return the reason that matters most among those of the roles."""
-    of_roles = [reason for name, reason in reasons.items() if name != "throughput" and not name.startswith("load.")]
+    of_roles = [
+        reason for name, reason in reasons.items() if name != "throughput" and not name.startswith(("load.", "mix."))
+    ]
     return next((reason for reason in _HEADLINES if reason in of_roles), of_roles[0])

@@ -74,8 +74,8 @@ class AnalyticTiming:
     def decode_at_s(self, usage: float) -> float:
         """Return the time of one decode step at a share of KV blocks in use."""
         # The parabola turns down close to a full cache, which no engine does; from its top on it stays level.
-        used = min(max(usage, 0.0), 1.0)
-        return max(1.0, -25.74 * used * used + 54.01 * used + 5.74) / 1000 / self.speedup
+        used = 0.0 if usage < 0.0 else 1.0 if usage > 1.0 else usage
+        return (-25.74 * used * used + 54.01 * used + 5.74) / 1000 / self.speedup
 
 
 def transfer_s(tokens: float, kv_bytes_per_token: float, bandwidth_bytes_s: float) -> float:

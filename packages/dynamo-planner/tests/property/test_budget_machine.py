@@ -115,6 +115,24 @@ class Fleet(RuleBasedStateMachine):
         assert self.held() <= CEILING
 
 
+def test_the_machine_reaches_the_ceiling_and_growth_waits_for_what_drains() -> None:
+    fleet = Fleet()
+    for _ in range(6):
+        fleet.decide(3000, 9000, 900)
+        fleet.get_ready("prefill", 5)
+        fleet.get_ready("decode", 5)
+    assert fleet.held() > CEILING - min(GPUS.values())
+    assert fleet.desired == {"prefill": 4, "decode": 4}
+    for _ in range(6):
+        # Few requests whose outputs are long still: prefill shrinks, and decode would like what it frees.
+        fleet.decide(10, 9000, 1)
+    assert (fleet.desired["prefill"], fleet.draining["prefill"]) == (2, 2)
+    assert fleet.desired["decode"] == 4
+    fleet.finish_draining("prefill", 2)
+    fleet.decide(10, 9000, 1)
+    assert fleet.desired["decode"] == 5
+
+
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestFleet = pytest.mark.timeout(300)(TestFleet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,11 +37,19 @@ class World:
     reasons: list[str] = field(default_factory=list)
     _due: list[float] = field(default_factory=list)
 
-    def step(self, rate: float | None, *, stale: tuple[str, ...] = ()) -> None:
+    def step(
+        self,
+        rate: float | None,
+        *,
+        stale: tuple[str, ...] = (),
+        interval_s: float = TICK_S,
+        latencies_s: tuple[float, ...] = (),
+    ) -> None:
         self.now_s += TICK_S
         self.ready += sum(due <= self.now_s for due in self._due)
         self._due = [due for due in self._due if due > self.now_s]
-        traffic = () if rate is None else (TrafficStats("m", TICK_S, requests=round(rate * TICK_S)),)
+        report = TrafficStats("m", interval_s, requests=round((rate or 0.0) * TICK_S), ttft_s=latencies_s)
+        traffic = () if rate is None else (report,)
         measured = self.startup_s if math.isfinite(self.startup_s) else None
         pool = PoolState(self.ready, self.desired - self.ready, desired=self.desired, startup_s=measured)
         decision = self.planner.decide(Observation(self.now_s, traffic, {"worker": pool}, stale=stale))
@@ -137,6 +146,8 @@ def test_a_ramp_is_never_behind_by_more_than_a_start_up() -> None:
         subject.step(ramp(at_s))
         behind.append(needed(ramp(at_s)) - subject.ready)
     assert max(behind[30:]) <= 1
+    # Nor ahead: a fleet that is simply large would never be behind.
+    assert max(subject.history) <= needed(ramp(3000)) * 1.3 + 1
 
 
 def test_a_diurnal_load_is_followed_up_and_down() -> None:
@@ -171,10 +182,20 @@ def test_a_flash_crowd_meets_the_ceiling_and_not_more() -> None:
     subject.run(lambda at_s: 10_000.0, 600)
     assert max(subject.history) == 20
     assert subject.reasons[-1] == "limited"
+    subject.run(lambda at_s: 1.0, 1800)
+    assert subject.desired <= 2
 
 
 def test_an_outage_of_the_metrics_holds_and_then_resumes() -> None:
-    for silence in ({"rate": None}, {"rate": 0.0, "stale": ("traffic",)}, {"rate": -3.0}):
+    for silence in (
+        {"rate": None},
+        {"rate": 0.0, "stale": ("traffic",)},
+        {"rate": -3.0},
+        {"rate": 1.0, "interval_s": math.nan},
+        {"rate": 1.0, "interval_s": math.inf},
+        {"rate": 1.0, "interval_s": -10.0},
+        {"rate": 1.0, "interval_s": 0.0},
+    ):
         subject = world()
         subject.run(lambda at_s: 40.0, 1800)
         before = subject.desired
@@ -184,6 +205,17 @@ def test_an_outage_of_the_metrics_holds_and_then_resumes() -> None:
         assert set(subject.reasons[-360:]) == {"no_traffic_data"}
         subject.run(lambda at_s: 8.0, 1200)
         assert subject.desired < before
+
+
+def test_latencies_that_cannot_be_true_are_left_out() -> None:
+    subject, plain, late = (world() for _ in range(3))
+    for _ in range(360):
+        subject.step(40.0, latencies_s=(math.nan, -1.0, math.inf) * 40)
+        plain.step(40.0)
+        late.step(40.0, latencies_s=(9.0,) * 120)
+    assert subject.history == plain.history
+    # Those that can be true do matter.
+    assert late.desired > plain.desired
 
 
 def test_the_floor_is_enforced_without_metrics() -> None:
@@ -223,6 +255,7 @@ def test_replicas_that_never_get_ready_are_noticed_and_seldom_asked_for() -> Non
 def test_manual_edits_are_never_fought_over(policy: str) -> None:
     subject = world("constant", manual_edits=policy, manual_hold_s=600)
     subject.run(lambda at_s: 36.0, 600)
+    assert subject.desired == 5
     fights = 0
     for _ in range(360):
         if subject.desired != 9:
@@ -230,24 +263,46 @@ def test_manual_edits_are_never_fought_over(policy: str) -> None:
         subject.step(36.0)
         fights += subject.desired != 9
     assert fights <= 10
+    # Kept, an edit stands; reverted, it is undone at least once.
+    assert policy == "keep" or fights >= 1
     subject.run(lambda at_s: 36.0, 6 * 3600)
     assert subject.desired == 5
 
 
-def test_a_successor_continues_without_a_double_step() -> None:
-    for killed_after in range(1, 40):
-        subject, alone = (world("constant", planning_quantile=0.5) for _ in range(2))
-        for step in range(60):
+def load_at(step: int) -> float:
+    return 8.0 if step < 10 or step >= 60 else 64.0
+
+
+@pytest.mark.parametrize("window_s", [10, 30])
+def test_a_successor_continues_without_a_double_step(window_s: int) -> None:
+    def fresh() -> World:
+        return world("constant", planning_quantile=0.5, throughput_interval_s=window_s)
+
+    alone = fresh()
+    for step in range(120):
+        alone.step(load_at(step))
+    assert (max(alone.history), alone.history[-1]) == (needed(64), needed(8))
+    for killed_after in range(1, 100):
+        subject = fresh()
+        for step in range(120):
             if step == killed_after:
-                subject.planner = world("constant", planning_quantile=0.5).planner
-            rate = 8.0 if step < 10 else 64.0
-            subject.step(rate)
-            alone.step(rate)
-        # Errors of the step itself ask for at most one more; a double step would be sixteen.
-        assert 8 <= max(subject.history) <= 9
-        assert 8 <= max(alone.history) <= 9
-        # A window that straddles the step makes two of it, and a successor's windows start elsewhere.
-        assert 1 <= subject.changes <= 4
+                subject.planner = fresh().planner
+            subject.step(load_at(step))
+        # A double step would ask for sixteen; neither planner ever asks for more than is needed.
+        assert max(subject.history) == needed(64)
+        # Up in no more steps than one planner takes, and with no way back in between; then down the same way.
+        assert steps_of(subject.history[:60]) <= steps_of(alone.history[:60])
+        assert subject.history[:60] == sorted(subject.history[:60])
+        assert subject.history[60:] == sorted(subject.history[60:], reverse=True)
+        assert subject.history[-1] == needed(8)
+        # Late by what was forgotten: a window that was being built, and on the way down the delay.
+        behind = [one != two for one, two in zip(subject.history, alone.history, strict=True)]
+        assert sum(behind[:60]) <= window_s / TICK_S + 1
+        assert sum(behind[60:]) <= (120 + window_s) / TICK_S + 1
+
+
+def steps_of(history: list[int]) -> int:
+    return sum(one != two for one, two in itertools.pairwise(history))
 
 
 def test_one_decision_with_a_constant_forecaster_is_the_same_as_by_hand() -> None:

@@ -59,10 +59,34 @@ def test_explain_tells_a_decision_of_a_log(tmp_path: Path, capsys: pytest.Captur
     log.append(record())
     log.append(record(requests=10, decision_id=2))
     assert main(["explain", str(path), "--changes"]) == 0
+    head, rule, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["id", "at", "replicas", "observed/s", "predicted/s", "planned/s", "reason", "because"]
+    assert set(rule) == {"-"}
+    assert row.split() == [
+        "1",
+        "100",
+        "worker",
+        "1",
+        "->",
+        "4",
+        *["30"] * 3,
+        "scale_up",
+        "4",
+        "replicas",
+        "are",
+        "needed",
+    ]
+    assert main(["explain", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert main(["explain", str(path), "--full"]) == 0
+    assert capsys.readouterr().out.count("because:") == 2
+    assert main(["explain", str(path), "--id", "1"]) == 0
     text = capsys.readouterr().out
     assert "decision 1 at 100: scale_up" in text
-    assert "worker: 1 -> 4" in text
-    assert "observed_requests_per_second = 30" in text
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert lines["worker"] == ["worker", "1", "->", "4", "1", "0", "0", "0", "scale_up"]
+    assert lines["throughput"] == ["throughput", "scale"]
+    assert lines["observed_requests_per_second"] == ["observed_requests_per_second", "30"]
     assert "stale: loads" in text
     assert "decision 2" not in text
     assert main(["explain", str(path), "--id", "9"]) == 2

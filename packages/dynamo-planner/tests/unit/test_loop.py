@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import asyncio
+import inspect
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
+from dynamo_core.discovery import Discovery
 from dynamo_core.memory import MemoryDiscovery
-from dynamo_core.planning import Observation, PoolState, TrafficStats
+from dynamo_core.planning import Observation, PoolState, ScalingTarget, TrafficStats
 from dynamo_core.telemetry import Metrics
 from dynamo_core.testing import FakeClock
 from dynamo_planner import ConstantPredictor, PlannerSettings, create_planner
@@ -13,6 +18,27 @@ from dynamo_planner._loop import PlannerLoop
 from dynamo_planner._metrics import PlannerMetrics
 from dynamo_planner._record import DecisionLog, read_log
 from dynamo_planner._targets.virtual import VirtualTarget
+
+
+class Yielding:
+    """Lets other tasks run before and after each call, so that a task can be killed between any two."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            await asyncio.sleep(0)
+            try:
+                return await found(*arguments, **options)
+            finally:
+                await asyncio.sleep(0)
+
+        return call
 
 
 class Rising:
@@ -44,10 +70,10 @@ def loop_of(
         settings,
         create_planner(settings, ConstantPredictor),
         source,
-        VirtualTarget(discovery, "dynamo", {"worker": 1}),
+        cast("ScalingTarget", Yielding(VirtualTarget(discovery, "dynamo", {"worker": 1}))),
         clock=clock,
         metrics=PlannerMetrics(metrics),
-        election=Election(discovery, "dynamo", name),
+        election=Election(cast("Discovery", Yielding(discovery)), "dynamo", name),
         log=None if log is None else DecisionLog(log, 1_000_000),
     )
     return loop, source, metrics
@@ -73,6 +99,36 @@ async def test_a_successor_of_a_killed_leader_continues_without_a_double_step() 
     assert taken_over.decision_id > decision.decision_id
     assert taken_over.replicas == {"worker": 4}
     assert (await VirtualTarget(discovery, "dynamo", {"worker": 1}).state())["worker"].desired == 4
+
+
+async def test_a_planner_that_dies_between_any_two_calls_leaves_no_double_step() -> None:
+    died_after_asking = died_before_asking = 0
+    for point in itertools.count():
+        discovery, clock = MemoryDiscovery(), FakeClock()
+        target = VirtualTarget(discovery, "dynamo", {"worker": 1})
+        await target.start()
+        one, source, _ = loop_of(discovery, clock, "one")
+        two, late, _ = loop_of(discovery, clock, "two")
+        source.requests = late.requests = 300
+        dying = asyncio.create_task(one.tick())
+        for _ in range(point):
+            await asyncio.sleep(0)
+        if dying.done():
+            break
+        dying.cancel()
+        await asyncio.gather(dying, return_exceptions=True)
+        asked = (await target.state())["worker"].desired
+        assert asked in (1, 4)
+        died_after_asking += asked == 4
+        died_before_asking += asked == 1
+        await discovery.delete("dynamo/planner/leader")
+        await clock.advance(10)
+        for _ in range(3):
+            assert await two.tick() is not None
+            assert (await target.state())["worker"].desired == 4
+            await clock.advance(10)
+    assert died_before_asking >= 5
+    assert died_after_asking >= 1
 
 
 async def test_decisions_are_kept_with_their_input_and_a_full_disk_does_not_stop_them(tmp_path: Path) -> None:

@@ -77,9 +77,11 @@ class Driver:
     Args:
         url: Frontend.
         supervisor: Process whose children the workers are.
+        ramp_s: Seconds in which the load rises, and falls.
     """
 
-    def __init__(self, url: str, supervisor: int) -> None:
+    def __init__(self, url: str, supervisor: int, ramp_s: float = RAMP_S) -> None:
+        self._ramp_s = ramp_s
         self._url = f"{url}/v1/completions"
         self._supervisor = supervisor
         self._begun_s = time.monotonic()
@@ -110,8 +112,8 @@ class Driver:
     async def _go(self, start: float, end: float, workers: int) -> None:
         begun_s = self._now_s
         async with asyncio.timeout(PHASE_LIMIT_S):
-            while self._sample() != workers or self._now_s - begun_s < 2 * RAMP_S:
-                share = min(1.0, (self._now_s - begun_s) / RAMP_S)
+            while self._sample() != workers or self._now_s - begun_s < 2 * self._ramp_s:
+                share = min(1.0, (self._now_s - begun_s) / self._ramp_s)
                 self._rate = start + share * (end - start)
                 await asyncio.sleep(SAMPLE_S)
 
@@ -157,14 +159,14 @@ def _is_worker(folder: Path, supervisor: int) -> bool:
         return False
 
 
-def drive(folder: Path) -> Ramp:
+def drive(folder: Path, ramp_s: float = RAMP_S) -> Ramp:
     """Serve, drive the load, and return what was seen."""
     port = free_port()
     arguments = ["serve", "--engine", "mock", "--model", MODEL, "--workers", "1", "--planner", "--http-port", str(port)]
     command = [sys.executable, "-m", "dynamo_runtime", *arguments]
     with process(command, frozenset(os.sched_getaffinity(0)), folder, SETTINGS) as served:
         wait_for_model(port, MODEL, [served])
-        return asyncio.run(Driver(f"http://127.0.0.1:{port}", served.pid).run())
+        return asyncio.run(Driver(f"http://127.0.0.1:{port}", served.pid, ramp_s).run())
 
 
 def report(ramp: Ramp) -> str:
@@ -198,9 +200,12 @@ def main() -> int:
     """Drive the ramp, write the page, and return 1 if a request failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("ramp.html"), help="page to write (default: ramp.html)")
+    parser.add_argument(
+        "--ramp-s", type=float, default=RAMP_S, help=f"seconds of rise and of fall (default: {RAMP_S:g})"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        ramp = drive(Path(folder))
+        ramp = drive(Path(folder), options.ramp_s)
     options.out.write_text(report(ramp), encoding="utf-8")
     counts = {"requests": len(ramp.ttft_ms), "failed": len(ramp.failures), "workers": ramp.course}
     print(json.dumps({**counts, "failures": ramp.failures[:5], "page": str(options.out)}))

@@ -1,19 +1,46 @@
-"""What could be done at best by someone who knows the trace: a bound that no schedule beats, and a schedule."""
+"""What could be done at best by someone who knows the trace: bounds that no schedule beats, and a schedule.
+
+The best schedule lies between the bounds, which leave out chance, and the cheapest timetable found, which is one that
+was really run. Two kinds of timetable are tried: one in proportion to each minute's work, and one planned by dynamic
+programming, which weighs whole replicas, their start-up and the requests that may come late against each other.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dynamo_planner._capacity import Workload, operating_point
 from dynamo_planner._lab.fleet import FleetOptions, Outcome, SimulatedFleet
 from dynamo_planner._lab.rivals import Schedule
+from dynamo_planner._lab.timetable import Terms, planned_counts
 from dynamo_planner._trace import Floats, Trace
 
 WINDOW_S = 60.0
 FACTORS = tuple(round(0.8 + 0.05 * step, 2) for step in range(40))
+PLANNED_FACTORS = tuple(round(0.4 + 0.05 * step, 2) for step in range(32))
+SECOND = 1.0
+
+Counts = tuple[float, list[int]]
+"""Length of an entry in seconds, and the replicas of each."""
+
+
+@dataclass(frozen=True)
+class Clairvoyant:
+    """The cheapest timetable found.
+
+    Attributes:
+        outcome: What it gave.
+        kind: How it was made: ``even`` or ``planned``.
+        factor: Times the work that it provides for.
+    """
+
+    outcome: Outcome
+    kind: str
+    factor: float
 
 
 def lower_bound_gpu_hours(trace: Trace, options: FleetOptions, *, least: int = 1) -> float:
@@ -44,46 +71,77 @@ def staffed_bound_gpu_hours(trace: Trace, options: FleetOptions, *, least: int =
     return max(seconds / 3600, lower_bound_gpu_hours(trace, options, least=least))
 
 
-def best_schedule(trace: Trace, options: FleetOptions, share: float, *, least: int = 1) -> tuple[Outcome, float]:
-    """Return the cheapest run among timetables in proportion to the true need that attains the share, and its factor.
+def best_schedule(trace: Trace, options: FleetOptions, share: float, *, least: int = 1) -> Clairvoyant:
+    """Return the cheapest run among timetables made from the trace that attains the share.
 
     If none attains it, the one that attains most is returned.
     """
-    needs = _true_needs(trace, options)
-    runs = _run_of(trace, options, needs, least)
-    low, high = 0, len(FACTORS) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if runs(FACTORS[middle]).attained >= share else (middle + 1, high)
-    return runs(FACTORS[low]), FACTORS[low]
+    found = [
+        _cheapest(trace, options, share, kind, least)
+        for kind in (
+            _Kind("even", FACTORS, lambda factor: (WINDOW_S, _even_counts(trace, options, factor, least))),
+            _Kind("planned", PLANNED_FACTORS, _planner_of(trace, options, share, least)),
+        )
+    ]
+    return min(found, key=lambda run: (run.outcome.attained < share, _worth(run.outcome, share)))
 
 
-def _run_of(trace: Trace, options: FleetOptions, needs: Floats, least: int) -> Callable[[float], Outcome]:
+def _worth(outcome: Outcome, share: float) -> float:
+    return outcome.gpu_hours if outcome.attained >= share else -outcome.attained
+
+
+@dataclass(frozen=True)
+class _Kind:
+    name: str
+    factors: Sequence[float]
+    make: Callable[[float], Counts]
+
+
+def _cheapest(trace: Trace, options: FleetOptions, share: float, kind: _Kind, least: int) -> Clairvoyant:
+    """Bisect the factors for the least that attains the share."""
     done: dict[float, Outcome] = {}
 
     def run(factor: float) -> Outcome:
         if factor not in done:
-            counts = [min(options.max_replicas, max(least, math.ceil(need * factor))) for need in needs.tolist()]
-            planner = Schedule(WINDOW_S, counts, options.startup_s + options.interval_s)
-            done[factor] = SimulatedFleet(trace, planner, _started(options, counts[0])).run()
+            entry_s, counts = kind.make(factor)
+            counts = [min(options.max_replicas, max(least, count)) for count in counts]
+            planner = Schedule(entry_s, counts, options.startup_s + options.interval_s)
+            done[factor] = SimulatedFleet(trace, planner, replace(options, initial_replicas=counts[0])).run()
         return done[factor]
 
-    return run
+    low, high = 0, len(kind.factors) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if run(kind.factors[middle]).attained >= share else (middle + 1, high)
+    run(kind.factors[low])
+    best = min(done, key=lambda factor: (done[factor].attained < share, _worth(done[factor], share)))
+    return Clairvoyant(done[best], kind.name, best)
 
 
-def _started(options: FleetOptions, replicas: int) -> FleetOptions:
-    return FleetOptions(
-        options.timing, options.slo, options.startup_s, options.interval_s, replicas, options.max_replicas
+def _even_counts(trace: Trace, options: FleetOptions, factor: float, least: int) -> list[int]:
+    """Return replicas in proportion to the work of each minute."""
+    per_window, _ = _work(trace, options)
+    return [max(least, math.ceil(work / WINDOW_S * factor)) for work in per_window.tolist()]
+
+
+def _planner_of(trace: Trace, options: FleetOptions, share: float, least: int) -> Callable[[float], Counts]:
+    work, _ = _work(trace, options, SECOND)
+    terms = Terms(
+        slot_s=max(1, round(options.interval_s)),
+        startup_s=options.startup_s,
+        slack_s=options.slo.ttft_s,
+        late_share=(1 - share) / 2,
+        least=least,
+        most=options.max_replicas,
     )
 
+    def make(factor: float) -> Counts:
+        return float(terms.slot_s), planned_counts(work * factor, terms)
 
-def _true_needs(trace: Trace, options: FleetOptions) -> Floats:
-    """Return the replicas that each window's own work keeps busy, fractions included."""
-    per_window, _ = _work(trace, options)
-    return per_window / WINDOW_S
+    return make
 
 
-def _work(trace: Trace, options: FleetOptions) -> tuple[Floats, Floats]:
+def _work(trace: Trace, options: FleetOptions, window_s: float = WINDOW_S) -> tuple[Floats, Floats]:
     """Return the engine-seconds of the requests of each window, and the windows' lengths in seconds."""
     timing = options.timing
     mean = Workload(1.0, float(np.mean(trace.prompt_tokens)), float(np.mean(trace.output_tokens)))
@@ -91,9 +149,9 @@ def _work(trace: Trace, options: FleetOptions) -> tuple[Floats, Floats]:
     batch, _, _ = operating_point(timing, mean, options.slo.itl_s, prefill_s=token_s * mean.isl)
     decode_s = timing.decode_s(batch, mean.isl + mean.osl / 2)
     work = trace.prompt_tokens * token_s + trace.output_tokens * decode_s / batch
-    edges = np.arange(0.0, trace.duration_s + WINDOW_S, WINDOW_S)
+    edges = np.arange(0.0, trace.duration_s + window_s, window_s)
     per_window, _ = np.histogram(trace.at_s, bins=edges, weights=work)
-    return per_window, np.minimum(WINDOW_S, np.maximum(trace.duration_s - edges[:-1], 0.0))
+    return per_window, np.minimum(window_s, np.maximum(trace.duration_s - edges[:-1], 0.0))
 
 
 def _cheapest_token_s(options: FleetOptions) -> float:

@@ -29,8 +29,23 @@ class SimulatedEngine:
         at_s: When it starts to serve.
     """
 
+    __slots__ = (
+        "_finished",
+        "_max_kv_tokens",
+        "_max_num_seqs",
+        "_queue",
+        "_running",
+        "_timing",
+        "_tokens",
+        "kv_tokens",
+        "now_s",
+        "waiting_tokens",
+    )
+
     def __init__(self, timing: AnalyticTiming, finished: Finished, at_s: float) -> None:
         self._timing = timing
+        self._max_kv_tokens = timing.max_kv_tokens
+        self._max_num_seqs = timing.max_num_seqs
         self._finished = finished
         self._queue: deque[tuple[int, float, float, float]] = deque()
         self._running: list[tuple[float, int, float, float]] = []
@@ -72,33 +87,28 @@ class SimulatedEngine:
                 self.now_s = until_s
 
     def _fits(self, prompt: float) -> bool:
-        limits = self._timing
-        if not self._running:
-            return True
-        return len(self._running) < limits.max_num_seqs and self.kv_tokens + prompt <= limits.max_kv_tokens
+        running = len(self._running)
+        return not running or (running < self._max_num_seqs and self.kv_tokens + prompt <= self._max_kv_tokens)
 
     def _prefill_step(self) -> None:
-        timing, budget, used = self._timing, float(self._timing.max_batched_tokens), 0.0
+        queue, budget, used = self._queue, float(self._timing.max_batched_tokens), 0.0
         started: list[tuple[int, float, float]] = []
-        joined_tokens = 0.0
-        while self._queue and used < budget:
-            request, prompt, output, whole = self._queue[0]
-            room = len(self._running) + len(started) < timing.max_num_seqs
-            if started and not (room and self.kv_tokens + joined_tokens + prompt <= timing.max_kv_tokens):
+        while queue and used < budget:
+            request, prompt, output, whole = queue[0]
+            room = len(self._running) + len(started) < self._max_num_seqs
+            if started and not (room and self.kv_tokens + used + prompt <= self._max_kv_tokens):
                 break
-            chunk = min(prompt, budget - used)
-            used += chunk
-            if chunk < prompt:
+            if prompt > budget - used:
                 # The cache holds the chunk from now on; the rest of the prompt stays first in the queue.
-                self._queue[0] = (request, prompt - chunk, output, whole)
-                joined_tokens += chunk
+                queue[0] = (request, prompt - budget + used, output, whole)
+                used = budget
                 break
-            self._queue.popleft()
-            joined_tokens += prompt
+            queue.popleft()
+            used += prompt
             started.append((request, output, whole))
-        self.waiting_tokens -= used
-        self._step(timing.chunk_s(used), 1.0)
-        self.kv_tokens += joined_tokens
+        self.waiting_tokens = self.waiting_tokens - used if queue else 0.0
+        self._step(self._timing.chunk_s(used), 1.0)
+        self.kv_tokens += used
         for request, output, prompt in started:
             self._start(request, output, prompt)
 
@@ -111,20 +121,15 @@ class SimulatedEngine:
 
     def _decode_run(self, until_s: float) -> None:
         """Decode until a request ends, an arrival may be due, or the cache has filled noticeably."""
-        timing, count = self._timing, len(self._running)
-        step_s = timing.decode_at_s(self.kv_tokens / timing.max_kv_tokens)
-        steps = min(
-            self._running[0][0] - self._tokens,
-            math.ceil((until_s - self.now_s) / step_s),
-            max(1, int(KV_DRIFT * timing.max_kv_tokens / count)),
-        )
-        self._step(0.0, max(1.0, math.ceil(steps)), step_s)
+        step_s = self._timing.decode_at_s(self.kv_tokens / self._max_kv_tokens)
+        steps = self._running[0][0] - self._tokens
+        steps = min(steps, (until_s - self.now_s) / step_s, KV_DRIFT * self._max_kv_tokens // len(self._running))
+        self._step(0.0, float(math.ceil(steps)) if steps > 1.0 else 1.0, step_s)
 
     def _step(self, prefill_s: float, steps: float, step_s: float | None = None) -> None:
         running = self._running
         if step_s is None:
-            timing = self._timing
-            step_s = timing.decode_at_s(self.kv_tokens / timing.max_kv_tokens) if running else 0.0
+            step_s = self._timing.decode_at_s(self.kv_tokens / self._max_kv_tokens) if running else 0.0
         self.now_s += prefill_s + steps * step_s
         self._tokens += steps
         self.kv_tokens += steps * len(running)

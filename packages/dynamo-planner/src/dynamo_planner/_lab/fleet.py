@@ -123,7 +123,9 @@ class SimulatedFleet:
         least = np.inf
         for replica in self._serving:
             engine = replica.engine
-            if engine.waiting and engine.now_s < at_s:
+            # The load of an engine without a queue is as it was left: it is small beside any queue, and looking at all
+            # engines at each arrival would cost more than running them.
+            if engine.waiting_tokens and engine.now_s < at_s:
                 engine.advance(at_s)
             work = engine.waiting_tokens + engine.kv_tokens / BLOCK_TOKENS
             if work < least:

@@ -15,8 +15,8 @@ from dynamo_planner._lab.rivals import FixedFleet, HpaRule, KpaRule
 from dynamo_planner._settings import PlannerSettings
 from dynamo_planner._trace import Trace
 
-IN_FLIGHT_TARGETS = (6, 8, 12, 16, 20, 26, 34, 44, 60, 80, 110, 150)
-MOST_SIZES = 12
+IN_FLIGHT_TARGETS = tuple(round(5 * 1.16**step) for step in range(24))
+"""Requests in flight of a replica, from 5 to 152."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def run_study(
     """
     share = options.slo.percentile / 100
     least, most = settings.min_replicas, settings.max_replicas
-    clairvoyant, factor = best_schedule(trace, options, share, least=least)
+    best = best_schedule(trace, options, share, least=least)
+    clairvoyant = best.outcome
     world = replace(options, initial_replicas=clairvoyant.replicas[0] if clairvoyant.replicas else least)
 
     def run(planner: Planner, *, keep: bool = False) -> Outcome:
@@ -109,10 +110,10 @@ def run_study(
     tune = _Tuning(run, share, ours.attained)
     rivals = (
         tune.cheapest("fixed", lambda count: FixedFleet(int(count)), _around(clairvoyant, most)),
-        tune.cheapest("HPA-like", lambda target: HpaRule(target, least, most), targets),
-        tune.cheapest("KPA-like", lambda target: KpaRule(target, least, most), targets),
+        tune.cheapest("HPA-like", lambda target: HpaRule(target, least, most), sorted(targets, reverse=True)),
+        tune.cheapest("KPA-like", lambda target: KpaRule(target, least, most), sorted(targets, reverse=True)),
     )
-    schedule = Result("clairvoyant schedule", clairvoyant, f"{factor:.2f} of the true need")
+    schedule = Result("clairvoyant schedule", clairvoyant, f"{best.kind}, {best.factor:.2f} of the true need")
     bound = lower_bound_gpu_hours(trace, options, least=least)
     staffed = staffed_bound_gpu_hours(trace, options, least=least)
     return Study((Result("planner", ours), *rivals, schedule), bound, staffed, share)
@@ -122,7 +123,7 @@ def _our_planner(settings: PlannerSettings, options: FleetOptions, past: Trace |
     if past is None:
         return create_planner(settings)
     share = options.slo.percentile / 100
-    clairvoyant, _ = best_schedule(past, options, share, least=settings.min_replicas)
+    clairvoyant = best_schedule(past, options, share, least=settings.min_replicas).outcome
     world = replace(options, initial_replicas=clairvoyant.replicas[0])
     chosen = chosen_settings(settings, lambda planner: SimulatedFleet(past, planner, world).run(), share)
     return warmed_planner(chosen, past)
@@ -162,30 +163,53 @@ def equal_text(result: Result, study: Study) -> str:
 
 @dataclass(frozen=True)
 class _Tuning:
-    """Runs a rival at all its settings."""
+    """Runs a rival at the settings that matter: around the target share, and around the planner's attainment."""
 
     run: Callable[[Planner], Outcome]
     share: float
     attained: float
 
     def cheapest(self, name: str, make: Callable[[float], Planner], choices: Sequence[float]) -> Result:
-        """Return the cheapest run that attains the share, or the one that attains most."""
-        runs = [(self.run(make(choice)), f"{choice:g} {_UNITS[name]}") for choice in choices]
-        equal = cost_at([Point(outcome.attained, outcome.gpu_hours) for outcome, _ in runs], self.attained)
-        attaining = [item for item in runs if item[0].attained >= self.share]
-        if attaining:
-            best = min(attaining, key=lambda item: item[0].gpu_hours)
-        else:
-            best = max(runs, key=lambda item: item[0].attained)
-        return Result(name, *best, equal_gpu_hours=equal)
+        """Return the cheapest run that attains the share, or the one that attains most.
+
+        Args:
+            name: The rival.
+            make: Makes it from a setting.
+            choices: Settings, in the order in which they attain more.
+        """
+        runs: dict[int, Outcome] = {}
+
+        def attained(place: int) -> float:
+            if place not in runs:
+                runs[place] = self.run(make(choices[place]))
+            return runs[place].attained
+
+        for wanted in (self.share, self.attained):
+            attained(_first(len(choices), lambda place, wanted=wanted: attained(place) >= wanted))
+        equal = cost_at([Point(outcome.attained, outcome.gpu_hours) for outcome in runs.values()], self.attained)
+        attaining = [place for place in runs if attained(place) >= self.share]
+        best = (
+            min(attaining, key=lambda place: runs[place].gpu_hours)
+            if attaining
+            else max(runs, key=lambda place: runs[place].attained)
+        )
+        return Result(name, runs[best], f"{choices[best]:g} {_UNITS[name]}", equal_gpu_hours=equal)
+
+
+def _first(count: int, holds: Callable[[int], bool]) -> int:
+    """Return the first place at which something holds that holds from some place on; the last if it never does."""
+    low, high = 0, count - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
 
 
 _UNITS = {"fixed": "replicas", "HPA-like": "in flight", "KPA-like": "in flight"}
 
 
 def _around(clairvoyant: Outcome, most: int) -> list[int]:
-    """Return fleet sizes from half the clairvoyant's mean to a little above its most."""
+    """Return fleet sizes from half the clairvoyant's mean to twice its most."""
     counts = clairvoyant.ready or [1]
-    low, high = math.floor(sum(counts) / len(counts) / 2), max(counts) + 2
-    step = max(1, (high - low) // MOST_SIZES)
-    return sorted({min(most, max(1, count)) for count in range(low, high + step, step)})
+    low, high = max(1, math.floor(sum(counts) / len(counts) / 2)), 2 * max(counts) + 2
+    return list(range(min(low, most), min(high, most) + 1))

@@ -1,12 +1,13 @@
 """Scales Kubernetes workloads, through kubernetes-asyncio (extra ``kubernetes``), the only file that imports it.
 
 A role is the scale subresource of a Deployment or StatefulSet, or a service of a DynamoGraphDeployment. What is desired
-comes from there, what is true from the pods. Every write carries the version that was read, so two writers never undo
-each other unseen: the one that lost reads again.
+comes from there at each look, what is true from the pods, which are watched. Every write carries the version that was
+read, so two writers never undo each other unseen: the one that lost reads again.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import aiohttp
 import msgspec
 import structlog
 
+from dynamo_core.clock import Clock, SystemClock
 from dynamo_core.component import ComponentContext
 from dynamo_core.errors import (
     ConfigurationError,
@@ -26,6 +28,7 @@ from dynamo_core.errors import (
     UnavailableError,
 )
 from dynamo_core.planning import PoolState, ScalingTarget
+from dynamo_planner._targets.pod_watch import LibraryPods, PodWatch
 from dynamo_planner._targets.pods import pool_of
 
 WRITES_TRIED = 4
@@ -49,6 +52,8 @@ class KubernetesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         api_url: Address of the API server; from the pod's account or the kubeconfig if empty.
         kubeconfig: Kubeconfig file; the usual one if empty.
         timeout_s: Limit of one call.
+        watch_s: Seconds after which a watch of the pods is opened anew.
+        resync_s: Seconds after which the pods are listed anew although they are watched.
     """
 
     roles: dict[str, str] = {}
@@ -57,6 +62,8 @@ class KubernetesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     api_url: str = ""
     kubeconfig: str = ""
     timeout_s: float = 10.0
+    watch_s: float = 300.0
+    resync_s: float = 600.0
 
 
 class ScaleHandle(Protocol):
@@ -91,13 +98,17 @@ class KubernetesTarget:
 
     Args:
         options: Where they are.
+        clock: Time.
     """
 
-    def __init__(self, options: KubernetesOptions) -> None:
+    def __init__(self, options: KubernetesOptions, clock: Clock | None = None) -> None:
         self._options = options
+        self._clock = SystemClock() if clock is None else clock
         self._library: Any = None
         self._client: Any = None
         self._handles: dict[str, ScaleHandle] = {}
+        self._watches: dict[str, PodWatch] = {}
+        self._pods: LibraryPods | None = None
         self._warned: dict[str, str] = {}
         self._last_decision = 0
 
@@ -112,6 +123,14 @@ class KubernetesTarget:
         """
         self._library = _library()
         self._client = await _connected(self._library, self._options)
+        self._pods = LibraryPods(
+            self._library.client.CoreV1Api(self._client),
+            self._options.namespace,
+            self._called,
+            _translated,
+            timeout_s=self._options.timeout_s,
+            watch_s=self._options.watch_s,
+        )
         try:
             roles = self._options.roles or await self._graph_roles()
             self._handles = {role: self._handle(role, place) for role, place in roles.items()}
@@ -127,18 +146,11 @@ class KubernetesTarget:
             PermissionDeniedError: if the account may not read the scale or the pods.
             NotFoundError: if a workload is gone.
         """
-        core = self._library.client.CoreV1Api(self._client)
         pools: dict[str, PoolState] = {}
         for role, handle in self._handles.items():
             scale = await self._called(f"scale of {role}", handle.read)
-            pods = await self._called(
-                f"pods of {role}",
-                lambda selector=scale.selector: core.list_namespaced_pod(
-                    self._options.namespace, label_selector=selector, _request_timeout=self._options.timeout_s
-                ),
-            )
-            plain = [self._client.sanitize_for_serialization(pod) for pod in pods.items]
-            pools[role], trouble = pool_of(plain, scale.replicas)
+            watch = await self._watch(role, scale.selector)
+            pools[role], trouble = pool_of(await watch.pods(), scale.replicas)
             self._warn(role, trouble)
         return pools
 
@@ -165,9 +177,21 @@ class KubernetesTarget:
 
     async def close(self) -> None:
         """Disconnect; pods stay. Idempotent."""
+        for watch in self._watches.values():
+            await watch.close()
+        self._watches.clear()
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    async def _watch(self, role: str, selector: str) -> PodWatch:
+        known = self._watches.get(role)
+        if known is None or known.selector != selector:
+            if known is not None:
+                await known.close()
+            assert self._pods is not None
+            known = self._watches[role] = PodWatch(self._pods, selector, self._clock, self._options.resync_s)
+        return known
 
     async def _written(self, role: str, count: int) -> None:
         handle = self._handles[role]
@@ -287,7 +311,7 @@ _MERGE = "application/merge-patch+json"
 def _translated(what: str, status: int, reason: str) -> Exception:
     if status == 403:
         return PermissionDeniedError(
-            f"the planner's account may not use the {what}; allow get and patch on it, and list on pods"
+            f"the planner's account may not use the {what}; allow get and patch on it, and list and watch on pods"
         )
     if status == 401:
         return PermissionDeniedError(f"the API server does not know the planner's account ({what}); renew its token")
@@ -305,32 +329,43 @@ def _in_cluster() -> bool:
 
 
 async def _connected(library: Any, options: KubernetesOptions) -> Any:
+    configuration = library.client.Configuration(host=options.api_url or None)
     if options.api_url:
-        return library.client.ApiClient(library.client.Configuration(host=options.api_url))
+        return library.client.ApiClient(configuration)
     try:
         if not options.kubeconfig and _in_cluster():
-            library.config.load_incluster_config()
-        else:
-            await library.config.load_kube_config(config_file=options.kubeconfig or None)
+            library.config.load_incluster_config(client_configuration=configuration)
+            return library.client.ApiClient(configuration)
+        # The library writes certificates and keys of a kubeconfig to files; the client has read them once it is made.
+        with tempfile.TemporaryDirectory(prefix="dynamo-planner-") as folder:
+            await library.config.load_kube_config(
+                config_file=options.kubeconfig or None, client_configuration=configuration, temp_file_path=folder
+            )
+            try:
+                return library.client.ApiClient(configuration)
+            finally:
+                library.forget_files()
     except (library.config.ConfigException, OSError) as error:
         raise ConfigurationError(f"no Kubernetes credentials: {error}; give kubeconfig or api_url") from error
-    return library.client.ApiClient()
 
 
 @dataclass(frozen=True)
 class _Library:
     client: Any
     config: Any
+    forget_files: Callable[[], None]
+    """Makes the library forget the files it wrote, which it would use again for the same kubeconfig."""
 
 
 def _library() -> _Library:
     try:
         from kubernetes_asyncio import client, config
+        from kubernetes_asyncio.config import kube_config
     except ImportError as error:
         raise ConfigurationError(
             "target 'kubernetes' needs kubernetes-asyncio; install it with: pip install 'dynamo-planner[kubernetes]'"
         ) from error
-    return _Library(client, config)
+    return _Library(client, config, getattr(kube_config, "_cleanup_temp_files", lambda: None))
 
 
 def create_kubernetes_target(context: ComponentContext, options: Mapping[str, Any]) -> ScalingTarget:
@@ -348,4 +383,4 @@ def create_kubernetes_target(context: ComponentContext, options: Mapping[str, An
             "target 'kubernetes' needs roles or graph; give for example "
             '{"roles": {"worker": "deployment/vllm"}, "namespace": "serving"}'
         )
-    return KubernetesTarget(wanted)
+    return KubernetesTarget(wanted, context.clock)

@@ -55,7 +55,7 @@ def test_the_quantile_chosen_is_the_cheapest_that_leaves_half_of_the_misses() ->
 def test_bounds_are_in_order_and_whole_replicas_cost_more() -> None:
     trace = waves(900)
     work, staffed = lower_bound_gpu_hours(trace, WORLD), staffed_bound_gpu_hours(trace, WORLD)
-    schedule, _ = best_schedule(trace, WORLD, 0.99)
+    schedule = best_schedule(trace, WORLD, 0.99).outcome
     assert 0 < work < staffed <= schedule.gpu_hours
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import importlib
 import importlib.util
+import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -21,7 +25,7 @@ from dynamo_core.errors import (
     UnavailableError,
 )
 from dynamo_core.planning import PoolState, ScalingTarget
-from dynamo_core.testing import ScalingTargetConformance
+from dynamo_core.testing import FakeClock, ScalingTargetConformance
 from dynamo_planner._targets.kubernetes import KubernetesOptions, KubernetesTarget
 from dynamo_planner._targets.pods import pool_of
 
@@ -226,3 +230,147 @@ async def test_a_role_of_another_kind_and_missing_credentials_are_refused(server
     target = KubernetesTarget(KubernetesOptions(roles={"worker": "deployment/x"}, kubeconfig=str(tmp_path / "none")))
     with pytest.raises(ConfigurationError, match="no Kubernetes credentials"):
         await target.start()
+
+
+async def seen(target: KubernetesTarget, ready: int) -> PoolState:
+    """Look until so many pods are ready: the watch's news take a moment."""
+    async with asyncio.timeout(30):
+        while True:
+            pool = (await target.state())["worker"]
+            if pool.ready == ready:
+                return pool
+            await asyncio.sleep(0.01)
+
+
+async def test_pods_are_listed_once_and_then_watched(server: Any) -> None:
+    server.add("deployments", "vllm", 2)
+    labels = {"app": "vllm"}
+    first = server.add_pod(labels, **READY)
+    target = await connected(server, roles={"worker": "deployment/vllm"})
+    assert (await target.state())["worker"].ready == 1
+    await server.watched(1)
+    second = server.add_pod(labels, **UNSCHEDULABLE)
+    server.add_pod({"app": "other"}, **READY)
+    server.change_pod(second, **READY)
+    assert (await seen(target, 2)).starting == 0
+    server.remove_pod(first)
+    assert (await seen(target, 1)).starting == 1
+    assert (server.lists, server.watches) == (1, 1)
+    await target.close()
+    assert not target._watches
+
+
+async def test_a_watch_that_ends_goes_on_where_it_was(server: Any) -> None:
+    server.add("deployments", "vllm", 1)
+    target = await connected(server, roles={"worker": "deployment/vllm"})
+    await target.state()
+    await server.watched(1)
+    pod = server.add_pod({"app": "vllm"}, **READY)
+    await seen(target, 1)
+    server.bookmark()
+    server.end_watches()
+    await server.watched(2)
+    server.remove_pod(pod)
+    await seen(target, 0)
+    assert server.lists == 1
+    await target.close()
+
+
+async def test_a_version_that_is_gone_makes_for_a_new_list(server: Any) -> None:
+    server.add("deployments", "vllm", 1)
+    target = await connected(server, roles={"worker": "deployment/vllm"})
+    await target.state()
+    await server.watched(1)
+    server.add_pod({"app": "vllm"}, **READY)
+    await seen(target, 1)
+    server.watch_status = 500
+    server.end_watches()
+    server.pods.clear()
+    await seen(target, 0)
+    assert server.lists >= 2
+    server.watch_status = 200
+    watches = server.watches
+    server.add_pod({"app": "vllm"}, **READY)
+    await seen(target, 1)
+    await server.watched(watches + 1)
+    server.compact()
+    server.version += 5
+    server.compact()
+    server.end_watches()
+    server.pods.clear()
+    await seen(target, 0)
+    await target.close()
+
+
+async def test_a_watch_that_missed_a_change_is_repaired_in_time(server: Any) -> None:
+    clock = FakeClock()
+    server.add("deployments", "vllm", 1)
+    options = KubernetesOptions(api_url=server.url, roles={"worker": "deployment/vllm"}, resync_s=600)
+    target = KubernetesTarget(options, clock)
+    await target.start()
+    assert (await target.state())["worker"].ready == 0
+    # A change that no watch tells of.
+    server.pods.append({"metadata": {"name": "x", "labels": {"app": "vllm"}}, "status": READY})
+    await clock.advance(599)
+    assert (await target.state())["worker"].ready == 0
+    await clock.advance(2)
+    assert (await target.state())["worker"].ready == 1
+    assert server.lists == 2
+    await target.close()
+
+
+async def test_an_account_that_may_not_watch_lists_every_time(server: Any) -> None:
+    server.watch_status = 403
+    server.add("deployments", "vllm", 1)
+    target = await connected(server, roles={"worker": "deployment/vllm"})
+    for count in (0, 1, 2):
+        await seen(target, count)
+        server.add_pod({"app": "vllm"}, **READY)
+    assert server.watches == 0
+    assert server.lists >= 3
+    await target.close()
+
+
+async def test_what_is_no_event_ends_the_watch_and_is_listed_anew(server: Any) -> None:
+    server.add("deployments", "vllm", 1)
+    target = await connected(server, roles={"worker": "deployment/vllm"})
+    await target.state()
+    await server.watched(1)
+    (queue,) = server.open
+    server.pods.append({"metadata": {"name": "x", "labels": {"app": "vllm"}}, "status": READY})
+    queue.put_nowait((1, "ODD", {"metadata": {"labels": {"app": "vllm"}}}))
+    await seen(target, 1)
+    assert server.lists == 2
+    await target.close()
+
+
+def kubeconfig(url: str, secret: str) -> str:
+    data = base64.b64encode(secret.encode()).decode()
+    return f"""\
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
+clusters: [{{name: here, cluster: {{server: "{url}", certificate-authority-data: "{data}"}}}}]
+users: [{{name: me, user: {{token: t}}}}]
+"""
+
+
+async def test_certificates_of_a_kubeconfig_leave_no_file(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = Path(ssl.get_default_verify_paths().cafile or "")
+    if not certificate.is_file():
+        certificate = Path(importlib.import_module("certifi").where())
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    file = tmp_path / "config"
+    file.write_text(kubeconfig(server.url, certificate.read_text()))
+    server.add("deployments", "vllm", 3)
+    for _ in range(2):
+        target = KubernetesTarget(KubernetesOptions(kubeconfig=str(file), roles={"worker": "deployment/vllm"}))
+        await target.start()
+        assert (await target.state())["worker"].desired == 3
+        assert list(folder.iterdir()) == []
+        await target.close()
