@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dynamo_core.errors import InvalidRequestError
+from dynamo_frontend._openai.given import given_value
 from dynamo_frontend._openai.hints import NvExt
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ class BodyDecoder:
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError as error:
-            raise explain(str(error)) from None
+            raise explain(str(error), body) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequestError(
                 f"The body is not valid JSON: {error}. Send one JSON object in UTF-8.", reason="request.invalid"
@@ -172,8 +173,8 @@ class BodyDecoder:
             raise InvalidRequestError("The body is nested too deeply; flatten it.", reason="request.invalid") from None
 
 
-def explain(text: str) -> InvalidRequestError:
-    """Turn a decoder's message into an error that names the field and the remedy."""
+def explain(text: str, body: bytes = b"") -> InvalidRequestError:
+    """Turn a decoder's message into an error that names the field, the value in the body and the remedy."""
     path_match = _PATH.search(text)
     path = path_match["path"].removeprefix("$").removeprefix(".") if path_match else ""
     unknown = _UNKNOWN.search(text)
@@ -189,4 +190,5 @@ def explain(text: str) -> InvalidRequestError:
         return InvalidRequestError(f"Field '{name}' is missing. Add it.", param=name)
     message = text[: path_match.start()] if path_match else text
     where = f"Field '{path}'" if path else "The body"
-    return InvalidRequestError(f"{where} is wrong: {message}.", param=path or None)
+    given = given_value(body, path_match["path"].removeprefix("$")) if path_match and "got" in message else ""
+    return InvalidRequestError(f"{where} is wrong: {message}{given and f' {given}'}.", param=path or None)
