@@ -26,13 +26,14 @@ BLOCKS_TOKENS = 688
 DECODE = ("--role", "decode", "--remote-prefill-threshold-tokens", "64")
 
 
-@pytest.fixture(scope="module", params=["shared-memory", "tcp"])
+@pytest.fixture(scope="module", params=["shared-memory", "tcp", "bootstrap"])
 def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder of discovery; the workers move KV through shared memory or over TCP."""
+    """Folder of discovery; the workers move KV through shared memory or over TCP, after the prompt or meanwhile."""
     folder = tmp_path_factory.mktemp("discovery")
-    memory = () if request.param == "shared-memory" else ("--no-kv-shared-memory",)
+    memory = ("--no-kv-shared-memory",) if request.param == "tcp" else ()
+    form = ("--kv-handoff", "bootstrap") if request.param == "bootstrap" else ()
     with contextlib.ExitStack() as stack:
-        for flags in (("--role", "prefill", *memory), (*DECODE, *memory), ("--worker-component", "alone")):
+        for flags in (("--role", "prefill", *memory), (*DECODE, *memory, *form), ("--worker-component", "alone")):
             stack.enter_context(start_worker(folder, *flags)).wait_for("worker ready")
         yield folder
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from dynamo_core.enums import FinishReason, Modality, ModelType
 from dynamo_core.events import BlockStored
 from dynamo_core.ids import WorkerId
 from dynamo_core.noop import LocalRequestContext
-from dynamo_core.requests import SamplingOptions, StopConditions
+from dynamo_core.requests import RoutingHints, SamplingOptions, StopConditions
 from dynamo_core.tokens import unpack_tokens
 from dynamo_worker import ReferenceEngine
 
@@ -62,3 +64,40 @@ async def test_embeddings_come_through(process: Any, kit: Any) -> None:
     (chunk,) = reply.chunks
     assert (chunk.finish_reason, chunk.parts[0].shape) == (FinishReason.STOP, (128,))
     assert chunk.usage.prompt_tokens == len(PROMPT)
+
+
+async def test_ranks_have_caches_and_events_of_their_own(process: Any, kit: Any) -> None:
+    small = ["--num-blocks", "256", "--max-model-len", "512", "--data-parallel-size", "2"]
+    worker = await process.worker(ReferenceEngine.from_args(small))
+    (record,) = await process.models()
+    assert record.card.runtime_config.data_parallel_size == 2
+    stop = StopConditions(max_tokens=1, ignore_eos=True)
+    for name, rank, cached in (("a", 0, 0), ("b", 1, 0), ("c", 1, 32)):
+        reply = await process.open(kit.request(name, PROMPT, stop=stop, routing=RoutingHints(dp_rank=rank)))
+        await asyncio.wait_for(reply.done.wait(), 30)
+        assert (reply.error, reply.chunks[-1].usage.cached_tokens) == (None, cached)
+    for rank in (0, 1):
+        batch = await process.query(WorkerId(worker.instance_id, rank))
+        assert batch.worker == WorkerId(worker.instance_id, rank)
+        assert sum(len(event) for event in batch.events if isinstance(event, BlockStored)) == 2
+
+
+@pytest.mark.parametrize("level", [1, 2])
+async def test_a_real_engine_sleeps_and_answers_alike_when_it_wakes(process: Any, kit: Any, level: int) -> None:
+    await process.worker(ReferenceEngine.from_args(["--num-blocks", "256", "--max-model-len", "512"]))
+    stop, routes = StopConditions(max_tokens=8, ignore_eos=True), process.context.admin_routes
+    replies: list[Any] = []
+    for name in ("before", "after"):
+        reply = await process.open(kit.request(name, PROMPT, stop=stop, sampling=SamplingOptions(seed=4)))
+        await asyncio.wait_for(reply.done.wait(), 30)
+        replies.append(reply)
+        if name == "before":
+            assert (await asyncio.wait_for(routes["sleep"]({"level": level}), 30))["sleep_level"] == level
+            assert await process.models() == []
+            refused = await process.open(kit.request("asleep", PROMPT, stop=stop))
+            await asyncio.wait_for(refused.done.wait(), 30)
+            assert refused.error.reason == "backend.draining"
+            await asyncio.wait_for(routes["wake"]({}), 30)
+            assert len(await process.models()) == 1
+    assert replies[0].tokens == replies[1].tokens
+    assert replies[1].chunks[-1].usage.cached_tokens == 0, "its cache was given back"
