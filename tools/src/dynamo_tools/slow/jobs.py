@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-COMPONENTS = ("core", "runtime", "router", "frontend", "kvbm", "worker")
+COMPONENTS = ("core", "runtime", "router", "frontend", "kvbm", "planner", "worker")
 
 
 @dataclass(frozen=True)
@@ -63,4 +63,10 @@ LLAMACPP = Job(
     tests=("packages/dynamo-worker/tests/slow/real_llamacpp.py",),
     versions=("xllamacpp", "tokenizers", "numpy"),
 )
-JOBS = {job.name: job for job in (VLLM, VLLM_PREVIOUS, LLAMACPP)}
+PROPHET = Job(
+    name="prophet",
+    requirements=("prophet>=1.1.5", "pandas>=2.1"),
+    tests=("packages/dynamo-planner/tests/slow/real_prophet.py",),
+    versions=("prophet", "cmdstanpy", "pandas", "numpy"),
+)
+JOBS = {job.name: job for job in (VLLM, VLLM_PREVIOUS, LLAMACPP, PROPHET)}

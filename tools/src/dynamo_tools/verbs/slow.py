@@ -52,6 +52,8 @@ def main(workspace: Workspace, arguments: argparse.Namespace) -> int:
             "default",
             "-q",
             "-rA",
+            "-m",
+            "slow",
             "-p",
             "no:cacheprovider",
             *options,

@@ -27,6 +27,8 @@ details{{margin:1rem 0}}</style><h1>{title}</h1>{body}</html>
 def simulation_report(trace: Trace, study: Study, *, title: str) -> str:
     """Return the page of a study: table, load, replicas, and the planner's decisions in words."""
     rates = trace.rates(60.0).tolist()
+    # What is left of the last minute is no minute's rate.
+    rates = rates[: max(1, int(trace.duration_s // 60.0))]
     load = {"requests/s": ([60.0 * place for place in range(len(rates))], rates)}
     replicas = {
         result.name: (result.outcome.times_s, [float(count) for count in result.outcome.replicas])

@@ -19,6 +19,9 @@ IN_FLIGHT_TARGETS = tuple(round(5 * 1.16**step) for step in range(24))
 """Requests in flight of a replica, from 5 to 152."""
 
 
+NEIGHBOURS = 2
+
+
 @dataclass(frozen=True)
 class Result:
     """One policy's run.
@@ -185,7 +188,10 @@ class _Tuning:
             return runs[place].attained
 
         for wanted in (self.share, self.attained):
-            attained(_first(len(choices), lambda place, wanted=wanted: attained(place) >= wanted))
+            found = _first(len(choices), lambda place, wanted=wanted: attained(place) >= wanted)
+            # Attainment rises with cost but not smoothly, so the neighbours have their chance.
+            for place in range(max(0, found - NEIGHBOURS), min(len(choices), found + NEIGHBOURS + 1)):
+                attained(place)
         equal = cost_at([Point(outcome.attained, outcome.gpu_hours) for outcome in runs.values()], self.attained)
         attaining = [place for place in runs if attained(place) >= self.share]
         best = (

@@ -18,7 +18,7 @@ def profile_report(profile: EngineProfile) -> str:
     plan = profile.plan
     by_isl = [(f"{isl} tokens", isl, "isl") for isl in plan.isls]
     by_load = [(f"{count} at once", count, "concurrency") for count in plan.concurrencies]
-    told = f"<p>{len(profile.points)} points, {plan.osl} output tokens each, {plan.gpus} GPUs. {profile.schema}.</p>"
+    told = f"<p>{len(profile.points)} points, {plan.osl} output tokens each, {_gpus(plan.gpus)}. {profile.schema}.</p>"
     plots = (
         ("Time to first token, ms, over prompt tokens", by_load, _ttft),
         ("Inter-token latency, ms, over requests at once", by_isl, _itl),
@@ -31,6 +31,10 @@ def profile_report(profile: EngineProfile) -> str:
     ]
     head = ("prompt tokens", "at once", "TTFT ms", "ITL ms", "output tokens/s")
     return page(f"Profile of {plan.subject}", body + table_of(head, rows))
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def _plot(

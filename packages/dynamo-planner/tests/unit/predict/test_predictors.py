@@ -215,3 +215,11 @@ def test_a_warm_start_forecasts_from_history() -> None:
 def test_bad_options_name_the_field(make: Callable[[], LoadPredictor], field: str) -> None:
     with pytest.raises(ConfigurationError, match=field):
         make()
+
+
+def test_prophet_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prophet", None)
+    with pytest.raises(ConfigurationError, match=r"dynamo-planner\[prophet\]"):
+        plugins.load("load_predictors", "prophet")()
+    with pytest.raises(ConfigurationError, match="window=3"):
+        plugins.load("load_predictors", "prophet")(window=3)
