@@ -20,14 +20,6 @@ RING = "dynamo_runtime_bus_ring_events"
 
 BROKERED = "dynamo_runtime_broker_packets_total"
 
-_COUNTED = {
-    LOST: "Events that a subscriber missed, by gaps and by its own full buffer",
-    MALFORMED: "Messages that could not be read",
-    REPLAYED: "Events fetched from a publisher's ring",
-    SNAPSHOTS: "States fetched from publishers",
-    ABSENT_SNAPSHOTS: "Publishers that were asked for their state and did not give it",
-}
-
 
 class BrokerMetrics:
     """The metrics of a broker.
@@ -55,13 +47,19 @@ class BusMetrics:
     """
 
     def __init__(self, metrics: Metrics | None, buffered: Callable[[], int], ring: Callable[[], int]) -> None:
-        self.counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
+        self.counts: dict[str, int] = dict.fromkeys((LOST, MALFORMED, REPLAYED, SNAPSHOTS, ABSENT_SNAPSHOTS), 0)
         self._counters: dict[str, Counter] = {}
         if metrics is None:
             return
         metrics.gauge(BUFFERED, "Events that wait for a subscriber").set_function(buffered)
         metrics.gauge(RING, "Events held for replay").set_function(ring)
-        for name, documentation in _COUNTED.items():
+        for name, documentation in (
+            (LOST, "Events that a subscriber missed, by gaps and by its own full buffer"),
+            (MALFORMED, "Messages that could not be read"),
+            (REPLAYED, "Events fetched from a publisher's ring"),
+            (SNAPSHOTS, "States fetched from publishers"),
+            (ABSENT_SNAPSHOTS, "Publishers that were asked for their state and did not give it"),
+        ):
             self._counters[name] = metrics.counter(name, documentation)
 
     def add(self, name: str, amount: int = 1) -> None:

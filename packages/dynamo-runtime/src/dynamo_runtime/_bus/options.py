@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import urllib.parse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from dynamo_core.errors import ConfigurationError
+from dynamo_runtime._options import checked_options, merged_options, require_above_zero
 
 if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics
@@ -46,10 +45,7 @@ class BusOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replay_timeout_s: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if name not in ("advertise", "broker") and value <= 0:
-                raise ConfigurationError(f"{name} is {value}; give a number above 0", param=name)
+        require_above_zero(self, (name for name in self.__struct_fields__ if name not in ("advertise", "broker")))
 
 
 def bus_options(url: str, options: Mapping[str, object]) -> tuple[BusOptions, Metrics | None]:
@@ -58,11 +54,5 @@ def bus_options(url: str, options: Mapping[str, object]) -> tuple[BusOptions, Me
     Raises:
         ConfigurationError: if an option is unknown or out of range.
     """
-    query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query, keep_blank_values=True))
-    fields: dict[str, object] = {**query, **options}
-    metrics = cast("Metrics | None", fields.pop("metrics", None))
-    try:
-        return msgspec.convert(fields, BusOptions, strict=False), metrics
-    except msgspec.ValidationError as error:
-        known = ", ".join((*BusOptions.__struct_fields__, "metrics"))
-        raise ConfigurationError(f"event bus {url}: {error}; options are {known}") from error
+    fields, metrics = merged_options(url, options)
+    return checked_options(BusOptions, fields, f"event bus {url}"), metrics

@@ -5,11 +5,12 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from dynamo_core.errors import ConfigurationError
+from dynamo_runtime._options import checked_options, merged_options, require_above_zero
 from dynamo_runtime._tls import TlsFiles
 
 if TYPE_CHECKING:
@@ -63,11 +64,7 @@ class EtcdOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reset_grace_s: float = 15.0
 
     def __post_init__(self) -> None:
-        for name in _TIMES:
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(
-                    f"{name} is {getattr(self, name)}; give a number of seconds above 0", param=name
-                )
+        require_above_zero(self, _TIMES)
         self.files.check()
 
     @property
@@ -100,14 +97,9 @@ def etcd_target(url: str, options: Mapping[str, object]) -> tuple[EtcdTarget, Me
         raise ConfigurationError(f"discovery {_shown(url)!r} is not etcd://host:port[,host:port]")
     user, _, password = credentials.partition(":")
     given = {"username": urllib.parse.unquote(user), "password": urllib.parse.unquote(password)}
-    query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-    fields: dict[str, object] = {**{name: value for name, value in given.items() if value}, **query, **options}
-    metrics = cast("Metrics | None", fields.pop("metrics", None))
-    try:
-        parsed = msgspec.convert(fields, EtcdOptions, strict=False)
-    except msgspec.ValidationError as error:
-        known = ", ".join((*EtcdOptions.__struct_fields__, "metrics"))
-        raise ConfigurationError(f"discovery {_shown(url)}: {error}; options are {known}") from error
+    fields, metrics = merged_options(url, options)
+    fields = {**{name: value for name, value in given.items() if value}, **fields}
+    parsed = checked_options(EtcdOptions, fields, f"discovery {_shown(url)}")
     if parsed.password_file:
         parsed = msgspec.structs.replace(parsed, password=_secret(parsed.password_file))
     scheme = "https" if parsed.tls or parsed.files.on else "http"

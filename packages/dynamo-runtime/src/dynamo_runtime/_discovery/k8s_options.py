@@ -6,12 +6,13 @@ import re
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from dynamo_core.errors import ConfigurationError
 from dynamo_runtime._discovery.kubeconfig import read_kubeconfig
+from dynamo_runtime._options import checked_options, merged_options, require_above_zero
 from dynamo_runtime._tls import TlsFiles
 
 if TYPE_CHECKING:
@@ -80,11 +81,7 @@ class K8sOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reap_interval_s: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in _TIMES:
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(
-                    f"{name} is {getattr(self, name)}; give a number of seconds above 0", param=name
-                )
+        require_above_zero(self, _TIMES)
         if not _LABEL.fullmatch(self.scope):
             raise ConfigurationError(
                 f"scope {self.scope!r} is no label value; give letters, digits, dots and dashes", param="scope"
@@ -127,19 +124,14 @@ def k8s_target(
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "k8s" or parts.path.strip("/").count("/"):
         raise ConfigurationError(f"discovery {url!r} is not k8s://[host:port]/[namespace]")
-    fields: dict[str, object] = {**dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True)), **options}
-    metrics = cast("Metrics | None", fields.pop("metrics", None))
+    fields, metrics = merged_options(url, options)
     server, namespace, found = "", "", dict[str, str]()
     if not parts.netloc:
         server, namespace, found = _place(
             str(fields.get("kubeconfig", "")), str(fields.get("context", "")), environment
         )
     pod = {"pod_name": environment.get("POD_NAME", ""), "pod_uid": environment.get("POD_UID", "")}
-    try:
-        parsed = msgspec.convert({**pod, **found, **fields}, K8sOptions, strict=False)
-    except msgspec.ValidationError as error:
-        known = ", ".join((*K8sOptions.__struct_fields__, "metrics"))
-        raise ConfigurationError(f"discovery {url}: {error}; options are {known}") from error
+    parsed = checked_options(K8sOptions, {**pod, **found, **fields}, f"discovery {url}")
     scheme = "https" if parsed.tls or parsed.files.on else "http"
     namespace = parts.path.strip("/") or namespace or "default"
     return K8sTarget(server or f"{scheme}://{parts.netloc}", namespace, parsed), metrics

@@ -5,11 +5,12 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from dynamo_core.errors import ConfigurationError
+from dynamo_runtime._options import checked_options, merged_options, require_above_zero
 
 if TYPE_CHECKING:
     from dynamo_core.telemetry import Metrics
@@ -29,9 +30,7 @@ class FileDiscoveryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     lock_timeout_s: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give a number of seconds above 0")
+        require_above_zero(self, self.__struct_fields__)
 
 
 def file_options(url: str, options: Mapping[str, object]) -> tuple[Path, FileDiscoveryOptions, Metrics | None]:
@@ -43,11 +42,6 @@ def file_options(url: str, options: Mapping[str, object]) -> tuple[Path, FileDis
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "file" or parts.netloc or len(parts.path) < 2:
         raise ConfigurationError(f"discovery {url!r} is not file:///absolute/directory")
-    fields: dict[str, object] = {**dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True)), **options}
-    metrics = cast("Metrics | None", fields.pop("metrics", None))
-    try:
-        parsed = msgspec.convert(fields, FileDiscoveryOptions, strict=False)
-    except msgspec.ValidationError as error:
-        known = ", ".join((*FileDiscoveryOptions.__struct_fields__, "metrics"))
-        raise ConfigurationError(f"discovery {url}: {error}; options are {known}") from error
+    fields, metrics = merged_options(url, options)
+    parsed = checked_options(FileDiscoveryOptions, fields, f"discovery {url}")
     return Path(urllib.parse.unquote(parts.path)), parsed, metrics

@@ -100,7 +100,7 @@ class StreamPlane(ABC):
         error = UnavailableError("This process closed its request plane.", reason="transport.disconnected")
         gone = [connection.gone for connection in self.state.connections]
         for connection in list(self.state.connections):
-            connection.shut(error)
+            connection.leave(error)
         await wait_within(self.state.clock, self.state.options.connect_timeout_s, _settled(gone))
         for connection in list(self.state.connections):
             connection.abort(error)

@@ -17,6 +17,9 @@ from dynamo_runtime._plane.framing import PREFACE, Fault, Frame, FrameReader, He
 from dynamo_runtime._plane.options import PlaneOptions
 from dynamo_runtime._plane.timers import Timers
 
+LEAVING = "backend.draining"
+"""Reason of a fault that ends a connection in order; calls that are open then have not begun."""
+
 logger = structlog.get_logger(__name__)
 
 FRAME_OVERHEAD_BYTES = 1024
@@ -195,6 +198,14 @@ class Connection(asyncio.Protocol):
                 # A peer that does not read would keep the closing transport for ever.
                 self.state.timers.after(self.state.options.connect_timeout_s, self._transport.abort)
 
+    def leave(self, error: DynamoError) -> None:
+        """Close, once no call runs here: what the peer has sent since has begun nothing and can be sent elsewhere."""
+        # The ends of calls go first, so that whatever is open at the peer when it hears this was never looked at.
+        self.flush()
+        if not self.paused and not self.closed:
+            self.put(Fault(UnavailableError("The worker leaves.", reason=LEAVING).to_record()))
+        self.shut(error)
+
     def abort(self, error: DynamoError) -> None:
         """Drop the connection at once for the given reason."""
         self.loss = self.loss or error
@@ -247,9 +258,8 @@ class Connection(asyncio.Protocol):
 
     def _on_fault(self, frame: Fault) -> None:
         cause = error_from_record(frame.error)
-        error = UnavailableError(
-            "The worker closed the connection.", reason="transport.disconnected", diagnostic=cause.message
-        )
+        reason = LEAVING if cause.reason == LEAVING else "transport.disconnected"
+        error = UnavailableError("The worker closed the connection.", reason=reason, diagnostic=cause.message)
         error.__cause__ = cause
         self.shut(error)
 

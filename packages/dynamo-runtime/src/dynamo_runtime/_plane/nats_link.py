@@ -19,6 +19,7 @@ from nats.aio.transport import TcpTransport
 
 from dynamo_core.clock import Clock
 from dynamo_core.errors import ConfigurationError, UnavailableError
+from dynamo_runtime._options import checked_options, merged_options, require_above_zero
 from dynamo_runtime._plane.timers import cancelled_within, result_within, wait_within
 from dynamo_runtime._tls import TlsFiles
 
@@ -71,9 +72,7 @@ class NatsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ping_interval_s: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("startup_timeout_s", "reconnect_interval_s", "ping_interval_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give a number above 0", param=name)
+        require_above_zero(self, ("startup_timeout_s", "reconnect_interval_s", "ping_interval_s"))
         self.files.check()
 
     @property
@@ -100,16 +99,12 @@ def nats_target(url: str, options: Mapping[str, object]) -> tuple[NatsTarget, di
     if parts.scheme != "nats" or not hosts or not all(hosts.split(",")):
         raise ConfigurationError("a NATS URL must be nats://host:port[,host:port]")
     user, _, password = credentials.partition(":")
-    fields: dict[str, object] = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
+    fields, metrics = merged_options(url, options)
     if user:
-        fields |= {"username": urllib.parse.unquote(user), "password": urllib.parse.unquote(password)}
-    fields |= options
-    metrics = cast("Metrics | None", fields.pop("metrics", None))
+        given = {"username": urllib.parse.unquote(user), "password": urllib.parse.unquote(password)}
+        fields = {**fields, **given, **{name: options[name] for name in given if name in options}}
     own = {name: fields.pop(name) for name in NatsOptions.__struct_fields__ if name in fields}
-    try:
-        parsed = msgspec.convert(own, NatsOptions, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"NATS at {hosts}: {error}") from error
+    parsed = checked_options(NatsOptions, own, f"NATS at {hosts}")
     scheme = "tls" if parsed.files.on else "nats"
     servers = tuple(f"{scheme}://{host if ':' in host else f'{host}:{DEFAULT_PORT}'}" for host in hosts.split(","))
     return NatsTarget(servers, parsed), fields, metrics

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import urllib.parse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from dynamo_core.errors import ConfigurationError
+from dynamo_runtime._options import checked_options, merged_options, require_above_zero
 from dynamo_runtime._tls import TlsFiles
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ class PlaneOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_reload_interval_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in _ABOVE_ZERO:
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give a number above 0", param=name)
+        require_above_zero(self, _ABOVE_ZERO)
         if self.max_queued_calls < 0:
             raise ConfigurationError(
                 f"max_queued_calls is {self.max_queued_calls}; give 0 or more", param="max_queued_calls"
@@ -89,11 +87,5 @@ def plane_options(url: str, options: Mapping[str, object]) -> tuple[PlaneOptions
     Raises:
         ConfigurationError: if an option is unknown or out of range.
     """
-    query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query, keep_blank_values=True))
-    fields: dict[str, object] = {**query, **options}
-    metrics = cast("Metrics | None", fields.pop("metrics", None))
-    try:
-        return msgspec.convert(fields, PlaneOptions, strict=False), metrics
-    except msgspec.ValidationError as error:
-        known = ", ".join((*PlaneOptions.__struct_fields__, "metrics"))
-        raise ConfigurationError(f"request plane {url}: {error}; options are {known}") from error
+    fields, metrics = merged_options(url, options)
+    return checked_options(PlaneOptions, fields, f"request plane {url}"), metrics

@@ -281,3 +281,20 @@ def test_limits_that_make_no_sense_are_refused() -> None:
     for wrong in ({"max_queued_calls": -1}, {"max_queue_age_s": 0}, {"path_retry_interval_s": 0}):
         with pytest.raises(ConfigurationError):
             PlaneOptions(**wrong)
+
+
+async def test_a_call_that_crosses_with_an_orderly_close_is_told_of_it(pair: Opened) -> None:
+    for turns in range(4):
+        gate = Gate()
+        gate.open.set()
+        async with pair(gate) as planes:
+            assert await planes.call(b"first") == b"first"
+            crossing = planes.call(b"crossing")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await planes.server.close()
+            try:
+                assert await asyncio.wait_for(crossing, 20) == b"crossing"
+            except DynamoError as error:
+                # One that was taken in just before is ended by the close, and is told so.
+                assert never_began(error) or error.reason == "backend.engine_shutdown", error
