@@ -190,7 +190,7 @@ def _open_streams(folder: Path, side: Side, options: Options) -> None:
 
 @contextlib.contextmanager
 def _frontend(
-    folder: Path, engine: tuple[str, ...], options: tuple[str, ...] = (), **others: tuple[str, ...]
+    folder: Path, engine: tuple[str, ...], options: tuple[str, ...] = (), count: int = 1, **others: tuple[str, ...]
 ) -> Generator[Server, None, None]:
     place, port = Place.here(), free_port()
     discovery = tempfile.mkdtemp(dir=folder)
@@ -199,15 +199,14 @@ def _frontend(
     roomy = ["--engine-request-limit", "20000", "--request-queue-limit", "20000"]
     worker = [*ours, "worker", *planes, "--engine", "mock", "--model", str(_TINYLM), *roomy, "--model-name"]
     front = [*ours, "frontend", *planes, "--router", "round-robin", "--http-port", str(port), *options]
-    engines = {_MODEL: engine, **others}
+    engines = [*[(_MODEL, engine)] * count, *others.items()]
     with contextlib.ExitStack() as running:
-        children = {
-            name: running.enter_context(process([*worker, name, *given], place.others, folder))
-            for name, given in engines.items()
-        }
+        children = [
+            running.enter_context(process([*worker, name, *given], place.others, folder)) for name, given in engines
+        ]
         child = running.enter_context(process(front, place.server, folder))
-        for name, back in children.items():
-            wait_for_model(port, name, [child, back])
+        for name in (_MODEL, *others):
+            wait_for_model(port, name, [child, *children])
         yield Server(port, child.pid)
 
 
