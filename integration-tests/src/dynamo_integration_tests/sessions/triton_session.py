@@ -59,7 +59,11 @@ class Session:
         answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         flag = triton.InferInput("streaming", [1], "BOOL")
         flag.set_data_from_numpy(np.array([True], dtype=np.bool_))
-        self._client.start_stream(lambda result, error: answers.put((result, error)))
+
+        def note(result: Any, error: Any) -> None:
+            answers.put((result, error))
+
+        self._client.start_stream(note)
         self._client.async_stream_infer(
             self._model, [_text(), flag], parameters=options, enable_empty_final_response=True
         )
