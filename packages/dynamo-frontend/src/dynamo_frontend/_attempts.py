@@ -58,6 +58,9 @@ def routing_request(request: GenerateRequest, card: ModelCard, excluded: tuple[W
         media = block_media(request.parts, card.kv_block_size, blocks) if request.parts else ()
         hashes = hasher.hash_tokens(request.token_ids, mm_hashes=media)
         local, sequence = hashes.local, hashes.sequence
+    hints = request.routing
+    if request.deadline_s is not None:
+        hints = msgspec.structs.replace(hints, deadline_s=request.deadline_s)
     return RoutingRequest(
         request_id=request.request_id,
         model=request.model,
@@ -67,7 +70,7 @@ def routing_request(request: GenerateRequest, card: ModelCard, excluded: tuple[W
         sequence_hashes=sequence,
         algorithm=card.hash_algorithm,
         token_ids=_NO_TOKENS if card.kv_block_size else request.token_ids,
-        hints=request.routing,
+        hints=hints,
         attempt=request.attempt,
         excluded=excluded,
     )

@@ -94,6 +94,7 @@ class Generation:
         self._task: asyncio.Task[None] | None = None
         self._cached_tokens: int | None = None
         self._reasoning_tokens = 0
+        self._final_usage: Usage | None = None
         self._last_loss: DynamoError | None = None
 
     async def start(self) -> None:
@@ -145,6 +146,8 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Accounting so far: the original prompt, and all accepted tokens whichever worker made them."""
+        if self._final_usage is not None:
+            return self._final_usage
         cached = min(self._cached_tokens or 0, self.prompt_tokens)
         return Usage(self.prompt_tokens, self._ledger.total_tokens, cached, self._reasoning_tokens)
 
@@ -287,7 +290,8 @@ class Generation:
             attempt.call.cancel()
         self._release(reason, "")
         self._drop_attempt()
-        self._sink.done(self.usage)
+        self._final_usage = self.usage
+        self._sink.done(self._final_usage)
 
     # --- losses
 

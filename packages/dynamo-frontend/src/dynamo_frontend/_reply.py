@@ -224,15 +224,15 @@ class Reply:
         """End a choice: what was held back comes first."""
         state = self._choices[choice]
         rest = "" if state.wants_no_more else state.finish()
-        if state.parser is None:
+        parser = state.parser
+        if parser is None:
             if rest:
                 self.writer.text(choice, rest, ())
         else:
-            deltas = state.parser.feed(rest) if rest else ()
-            state.note(deltas, 0)
-            self._write_parsed(choice, deltas, ())
-            if not state.wants_no_more:
-                deltas = state.parser.finish()
+            if rest and (deltas := parser.feed(rest)):
+                state.note(deltas, 0)
+                self._write_parsed(choice, deltas, ())
+            if not state.wants_no_more and (deltas := parser.finish()):
                 state.note(deltas, 0)
                 self._write_parsed(choice, deltas, ())
         name = FINISH_NAMES.get(reason, "stop")
@@ -279,7 +279,7 @@ class Reply:
     def usage(self) -> Usage:
         """Sum over the prompts."""
         parts = [generation.usage for generation in self.generations]
-        if len(parts) == 1 and (parts[0].reasoning_tokens or not any(c.reasoning_tokens for c in self._choices)):
+        if len(parts) == len(self._choices) == 1 and not self._choices[0].reasoning_tokens:
             return parts[0]
         return Usage(
             sum(part.prompt_tokens for part in parts),

@@ -3,8 +3,10 @@
 import json
 import struct
 
+import msgspec
 import pytest
 
+from dynamo_core.enums import ModelType
 from dynamo_core.errors import InvalidRequestError
 from dynamo_frontend._kserve.schema import Schema
 from dynamo_frontend._kserve.tensors import pack_bytes, unpack_tensor
@@ -196,3 +198,12 @@ def assert_same(ours, theirs):
         assert (field.name, field.type, field.is_repeated) == (other.name, other.type, other.is_repeated)
         if field.message_type is not None and field.message_type.name != "ModelConfig":
             assert_same(field.message_type, other.message_type)
+
+
+@pytest.mark.parametrize("path", ["", "/ready", "/config"])
+async def test_models_without_completions_are_not_described_as_such(stack, path):
+    stack.card = msgspec.structs.replace(stack.card, model_types=(ModelType.EMBEDDING,))
+    await stack.start()
+    reply = await stack.get(f"/v2/models/tiny{path}")
+    assert reply.status == 400
+    assert "embedding" in reply.json["error"]

@@ -261,6 +261,7 @@ async def test_no_worker_is_asked_once_the_time_is_over(stack):
     select = router.select
 
     async def slowly(request):
+        assert 0 < request.hints.deadline_s <= 0.02
         decision = await select(request)
         await asyncio.sleep(0.03)
         return decision

@@ -2,8 +2,10 @@
 
 The server has one core to itself where the machine has two; engines and load share the rest, and only the server's own
 CPU time counts. The engine plays at full speed, where it hands out as many tokens at once as it likes, and for
-``frontend_event`` so slowly that each token is an event of its own. Rivals run the same load in the same way: the
-published ai-dynamo frontend before its own mocker, and the LiteLLM proxy before the same trivial engine.
+``frontend_event`` so slowly that each token is an event of its own. ``frontend_resumable_event`` has as its limit what
+an event costs that nobody can come back for, ``frontend_kserve_request`` what a chat costs. Rivals run the same load in
+the same way: the published ai-dynamo frontend before its own mocker, and the LiteLLM proxy before the same trivial
+engine.
 """
 
 from __future__ import annotations
@@ -90,8 +92,10 @@ def run(options: Options) -> list[Figure]:
         ours, theirs, litellm = Side(), Side(), Side()
         with _frontend(folder, _FULL_SPEED) as server:
             _measure(server, ours, "frontend", options)
+            _measure_requests(server, ours, "frontend_kserve_request", options, mode="kserve")
         with _frontend(folder, _PACED) as server:
             _measure_streams(server, ours, "frontend_event", options)
+            _measure_streams(server, ours, "frontend_resumable_event", options, mode="resumable")
         with upstream(_MODEL, folder) as engine, _gateway(folder, engine) as server:
             _measure(server, ours, "gateway", options)
         _open_streams(folder, ours, options)
@@ -106,6 +110,8 @@ def _figures(ours: Side, theirs: Side, litellm: Side) -> list[Figure]:
         ("frontend_request", "ms CPU", theirs, "ai-dynamo frontend", 0.15),
         ("frontend_token", "us CPU", theirs, "ai-dynamo frontend", 3.5),
         ("frontend_event", "us CPU", theirs, "ai-dynamo frontend", None),
+        ("frontend_resumable_event", "us CPU", None, None, ours.median("frontend_event")),
+        ("frontend_kserve_request", "ms CPU", None, None, ours.median("frontend_request")),
         ("frontend_p50", "ms", theirs, "ai-dynamo frontend", 0.75),
         ("frontend_p99", "ms", theirs, "ai-dynamo frontend", None),
         ("frontend_open_streams", "MiB", theirs, "ai-dynamo frontend", 600.0),
@@ -120,7 +126,7 @@ def _figures(ours: Side, theirs: Side, litellm: Side) -> list[Figure]:
             unit=unit,
             better="lower",
             rival=rival,
-            rival_value=side.median(name),
+            rival_value=side.median(name) if side is not None else None,
             limit_value=limit,
         )
         for name, unit, side, rival, limit in table
@@ -129,12 +135,7 @@ def _figures(ours: Side, theirs: Side, litellm: Side) -> list[Figure]:
 
 def _measure(server: Server, side: Side, prefix: str, options: Options, *, slow: bool = False) -> None:
     """Measure requests, streamed tokens and latency of one server; one that is slow gets a tenth of the work."""
-    requests = (400 if options.quick else 4000) // (10 if slow else 1)
-    with load(server.url, _MODEL, "requests", 32, 4) as generator:
-        generator.send(requests)
-        for _ in range(options.runs):
-            cpu, seen = _cpu(server, lambda: generator.send(requests))
-            side.add(f"{prefix}_request", cpu / seen["requests"] * 1e3)
+    requests = _measure_requests(server, side, f"{prefix}_request", options, slow=slow)
     _measure_streams(server, side, f"{prefix}_token", options, slow=slow)
     with load(server.url, _MODEL, "requests", 1, 4) as generator:
         generator.send(requests // 4)
@@ -144,11 +145,26 @@ def _measure(server: Server, side: Side, prefix: str, options: Options, *, slow:
             side.add(f"{prefix}_p99", seen["p99_ms"])
 
 
-def _measure_streams(server: Server, side: Side, figure: str, options: Options, *, slow: bool = False) -> None:
+def _measure_requests(
+    server: Server, side: Side, figure: str, options: Options, *, slow: bool = False, mode: str = "requests"
+) -> int:
+    """Measure short requests that are answered whole; return how many a run sends."""
+    requests = (400 if options.quick else 4000) // (10 if slow else 1)
+    with load(server.url, _MODEL, mode, 32, 4) as generator:
+        generator.send(requests)
+        for _ in range(options.runs):
+            cpu, seen = _cpu(server, lambda: generator.send(requests))
+            side.add(figure, cpu / seen["requests"] * 1e3)
+    return requests
+
+
+def _measure_streams(
+    server: Server, side: Side, figure: str, options: Options, *, slow: bool = False, mode: str = "stream"
+) -> None:
     concurrency = 8 if slow else _STREAMS
     streams = concurrency * (1 if options.quick else 4)
     tokens = generated_tokens(server.port, _MODEL, _TOKENS)
-    with load(server.url, _MODEL, "stream", concurrency, _TOKENS) as generator:
+    with load(server.url, _MODEL, mode, concurrency, _TOKENS) as generator:
         generator.send(streams)
         for _ in range(options.runs):
             cpu, seen = _cpu(server, lambda: generator.send(streams))
@@ -174,7 +190,7 @@ def _open_streams(folder: Path, side: Side, options: Options) -> None:
 
 @contextlib.contextmanager
 def _frontend(
-    folder: Path, engine: tuple[str, ...], options: tuple[str, ...] = (), **others: tuple[str, ...]
+    folder: Path, engine: tuple[str, ...], options: tuple[str, ...] = (), count: int = 1, **others: tuple[str, ...]
 ) -> Generator[Server, None, None]:
     place, port = Place.here(), free_port()
     discovery = tempfile.mkdtemp(dir=folder)
@@ -183,15 +199,14 @@ def _frontend(
     roomy = ["--engine-request-limit", "20000", "--request-queue-limit", "20000"]
     worker = [*ours, "worker", *planes, "--engine", "mock", "--model", str(_TINYLM), *roomy, "--model-name"]
     front = [*ours, "frontend", *planes, "--router", "round-robin", "--http-port", str(port), *options]
-    engines = {_MODEL: engine, **others}
+    engines = [*[(_MODEL, engine)] * count, *others.items()]
     with contextlib.ExitStack() as running:
-        children = {
-            name: running.enter_context(process([*worker, name, *given], place.others, folder))
-            for name, given in engines.items()
-        }
+        children = [
+            running.enter_context(process([*worker, name, *given], place.others, folder)) for name, given in engines
+        ]
         child = running.enter_context(process(front, place.server, folder))
-        for name, back in children.items():
-            wait_for_model(port, name, [child, back])
+        for name in (_MODEL, *others):
+            wait_for_model(port, name, [child, *children])
         yield Server(port, child.pid)
 
 

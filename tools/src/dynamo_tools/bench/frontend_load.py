@@ -11,7 +11,8 @@ from dynamo_tools.bench.figure import Figure
 from dynamo_tools.bench.http_servers import load, resident_mib
 
 _BESIDE_STREAMS = 256
-# About 20 ms a step: 256 streams of it are 12 800 events a second.
+# About 20 ms a step: 256 streams of it are 12 800 events a second, from engines that do not step together.
+_READING_ENGINES = 4
 _READING_PACE = ("--speedup-ratio", "0.3", "--max-num-seqs", "512")
 _LONG_PROMPT_WORDS = 40_000
 _APART = ("--worker-component", "other")
@@ -42,9 +43,9 @@ class Launch(Protocol):
     """Starts a frontend before an engine, or before one engine for each of several models."""
 
     def __call__(
-        self, engine: tuple[str, ...], options: tuple[str, ...] = (), **others: tuple[str, ...]
+        self, engine: tuple[str, ...], options: tuple[str, ...] = (), count: int = 1, **others: tuple[str, ...]
     ) -> AbstractContextManager[Running]:
-        """Start them: an engine's options, the frontend's, and those of further engines by their model's name."""
+        """Start them: so many engines with some options, the frontend, and further engines by their model's name."""
         ...
 
 
@@ -56,7 +57,7 @@ def figures(launch: Launch, full_speed: tuple[str, ...], model: str, options: Op
     with launch(full_speed, cache) as server:
         growth = [_growth(server, model, 5_000 if options.quick else 200_000)]
         stalls = [_stall(server, model) for _ in runs]
-    with launch(_READING_PACE, **{_OTHER_MODEL: (*full_speed, *_APART)}) as server:
+    with launch(_READING_PACE, count=_READING_ENGINES, **{_OTHER_MODEL: (*full_speed, *_APART)}) as server:
         beside = [_beside_streams(server, model) for _ in runs]
     return [
         Figure.of("frontend_p99_beside_256", beside, unit="ms", better="lower", limit_value=3.0),

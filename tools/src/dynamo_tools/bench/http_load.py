@@ -1,10 +1,13 @@
 """Program of the frontend benchmark: sends chat requests over kept connections and prints what it saw as JSON.
 
-``python http_load.py URL MODEL requests|stream|hold|live|long CONCURRENCY TOKENS``. It runs as a process of its own, so
-that its work is never counted as the server's. Each line of input is a number of requests to send, and is answered by a
-line of figures; ``hold`` opens streams, reports that each has its first event, and keeps them until its input ends.
-``live`` asks for ``/live`` instead, and ``long`` sends prompts of so many words as ``TOKENS`` says, no two of them
-equal: whether they are answered or refused for their length, the server has read them.
+``python http_load.py URL MODEL MODE CONCURRENCY TOKENS``. It runs as a process of its own, so that its work is never
+counted as the server's. Each line of input is a number of requests to send, and is answered by a line of figures.
+
+Modes: ``requests`` are answered whole, ``stream`` and ``resumable`` in events, which a client can come back for or not.
+``kserve`` sends a completion in the form of KServe's ``generate``. ``hold`` opens streams, reports that each has its
+first event, and keeps them until its input ends. ``live`` asks for ``/live`` instead, and ``long`` sends prompts of so
+many words as ``TOKENS`` says, no two of them equal: whether they are answered or refused for their length, the server
+has read them.
 """
 
 from __future__ import annotations
@@ -87,7 +90,9 @@ class Connection(asyncio.Protocol):
         await self.answered
 
 
-def request_bytes(host: str, model: str, tokens: int, *, stream: bool, content: str = _CONTENT) -> bytes:
+def request_bytes(
+    host: str, model: str, tokens: int, *, stream: bool, content: str = _CONTENT, headers: str = ""
+) -> bytes:
     """Return a chat request that generates exactly so many tokens on an engine that ignores its end of text."""
     fields: dict[str, Any] = {
         "model": model,
@@ -96,8 +101,18 @@ def request_bytes(host: str, model: str, tokens: int, *, stream: bool, content: 
         "temperature": 0,
         "stream": stream,
     }
+    return _post("/v1/chat/completions", host, fields, headers)
+
+
+def kserve_bytes(host: str, model: str, tokens: int) -> bytes:
+    """Return a completion of so many tokens in the form of KServe."""
+    fields = {"text_input": _CONTENT, "parameters": {"max_tokens": tokens, "temperature": 0}}
+    return _post(f"/v2/models/{model}/generate", host, fields)
+
+
+def _post(path: str, host: str, fields: dict[str, Any], headers: str = "") -> bytes:
     body = json.dumps(fields).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{headers}"
     return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
@@ -144,7 +159,11 @@ def request_maker(host: str, model: str, mode: str, tokens: int) -> Callable[[],
     if mode == "live":
         live = f"GET /live HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
         return lambda: live
-    request = request_bytes(host, model, tokens, stream=mode != "requests")
+    if mode == "kserve":
+        infer = kserve_bytes(host, model, tokens)
+        return lambda: infer
+    headers = "x-dynamo-stream-resume: true\r\n" if mode == "resumable" else ""
+    request = request_bytes(host, model, tokens, stream=mode != "requests", headers=headers)
     return lambda: request
 
 

@@ -14,6 +14,8 @@ from dynamo_frontend._http.limits import HttpLimits
 from dynamo_frontend._http.request import HttpRequest, split_target
 from dynamo_frontend._http.response import HttpResponse
 
+_COMMON = ("host", "accept", "authorization", "connection", "content-length", "content-type", "user-agent")
+_KNOWN_NAMES = {spelling.encode(): name for name in _COMMON for spelling in (name, name.title())}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -141,18 +143,19 @@ class HttpProtocol(asyncio.Protocol):
         if self._broken is not None:
             self._answer_broken()
         elif self._active is None and not self._queue and self._in_message:
-            wait = self._limits.body_timeout_s if self._head_done else None
-            if wait is not None:
-                self._expect_within(wait)
+            if self._head_done:
+                self._expect_within(self._limits.body_timeout_s)
+            elif self._head_due:
+                self._head_due = False
+                self._expect_within(self._limits.head_timeout_s)
 
     # --- httptools callbacks
 
     def on_message_begin(self) -> None:
-        """Start the time for the head."""
+        """Begin a message; its head gets a time limit if it does not come whole."""
         self._reset_message()
         self._in_message = True
-        if self._active is None:
-            self._expect_within(self._limits.head_timeout_s)
+        self._head_due = self._active is None
 
     def on_url(self, url: bytes) -> None:
         """Collect the target."""
@@ -170,10 +173,11 @@ class HttpProtocol(asyncio.Protocol):
                 f"The headers exceed {self._limits.header_bytes} bytes or {self._limits.header_count} lines; "
                 "send fewer or shorter ones.",
             )
-        key = name.decode("latin-1").lower()
+        key = _KNOWN_NAMES.get(name) or name.decode("latin-1").lower()
         text = value.decode("latin-1")
-        known = self._headers.get(key)
-        self._headers[key] = text if known is None else f"{known}, {text}"
+        if key in self._headers:
+            text = f"{self._headers[key]}, {text}"
+        self._headers[key] = text
 
     def on_headers_complete(self) -> None:
         """Check the declared length and answer ``Expect``."""
@@ -181,7 +185,8 @@ class HttpProtocol(asyncio.Protocol):
         length = self._headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             self._violate_body()
-        if self._headers.get("expect", "").lower() == "100-continue" and self._active is None and not self._queue:
+        asked = "expect" in self._headers and self._headers["expect"].lower() == "100-continue"
+        if asked and self._active is None and not self._queue:
             self.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
@@ -311,6 +316,7 @@ class HttpProtocol(asyncio.Protocol):
         self._body_bytes = 0
         self._in_message = False
         self._head_done = False
+        self._head_due = False
 
     def _schedule_flush(self) -> None:
         if not self._flush_due:

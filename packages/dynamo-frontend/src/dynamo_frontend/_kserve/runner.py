@@ -151,13 +151,14 @@ class CompletionRunner:
         self._generate = generate
 
     def model(self, name: str, version: str = "") -> ServedModel:
-        """Return a ready model.
+        """Return a ready model that answers completions.
 
         Raises:
+            InvalidRequestError: if it answers other APIs only.
             NotFoundError, UnavailableError: as ``Catalog.find``, or for another version.
         """
         check_version(name, version)
-        return self._generate.services.catalog.find(name)
+        return self._generate.find_model(name, ModelType.COMPLETIONS)
 
     def ready(self) -> bool:
         """Whether any model can answer."""

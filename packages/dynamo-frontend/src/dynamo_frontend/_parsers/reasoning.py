@@ -114,7 +114,8 @@ class _PlainFirst:
             return self._woken.feed(text)
         if not text:
             return ()
-        if self._grammar.wakes(text) is None and (self._begun or text[0] not in BLANKS):
+        # White space alone may yet belong to a marker behind it.
+        if self._grammar.wakes(text) is None and (self._begun or text.strip(BLANKS)):
             self._begun = True
             return (TextDelta(text),)
         self._woken = GrammarParser(self._steps)

@@ -171,7 +171,8 @@ class ResumableStreams:
     def _gone(self) -> DynamoError:
         self._metrics.resumes.labels(outcome="expired").inc()
         return NotFoundError(
-            "The stream behind this Last-Event-ID is not kept any more; send the request again without the header.",
+            "The stream behind this Last-Event-ID is not kept here: its time is over, another key began it, or another "
+            "process of this address holds it. Send the request again without the header.",
             reason="stream.expired",
             param="Last-Event-ID",
         )
