@@ -19,7 +19,7 @@ from dynamo_kvbm import BlockPool, DiskTier, HostTier
 from dynamo_kvbm._lab.simulator import simulate
 from dynamo_kvbm._lab.trace import read_trace
 from dynamo_kvbm._tiers.shared_host import SharedHostTier
-from dynamo_kvbm._tiers.slot_file import RECORD, aligned_bytes
+from dynamo_kvbm._tiers.slot_file import aligned_bytes
 from dynamo_tools.bench import Options
 from dynamo_tools.bench.figure import Figure
 from dynamo_tools.bench.kvbm_engine import first_tokens
@@ -208,8 +208,8 @@ def _disk(options: Options) -> list[Figure]:
             for _ in range(options.runs + 1)
         ][1:]  # the first run converts the preallocated extents of both
         tier.close()
+        overhead = _index_percent(Path(folder) / "small", _MIB // 16)
     write, read, raw_write, raw_read = zip(*rounds, strict=True)
-    overhead = 100 * RECORD.itemsize / (64 * 1024)
     return [
         Figure.of(
             "kvbm_disk_write_2mib",
@@ -221,6 +221,15 @@ def _disk(options: Options) -> list[Figure]:
         Figure.of("kvbm_disk_read_2mib", read, unit="GB/s", better="higher", limit_value=statistics.median(raw_read)),
         Figure.of("kvbm_disk_index_overhead_64kib", [overhead], unit="% of data", better="lower", limit_value=1.0),
     ]
+
+
+def _index_percent(folder: Path, size: int) -> float:
+    """Return what a disk tier's index takes on disk, of what its data takes."""
+    tier = DiskTier(folder, 256, size)
+    tier.put([BlockDescriptor(1)], [bytes(size)])
+    tier.close()
+    index, data = (sum(path.stat().st_blocks for path in folder.glob(f"*.{kind}")) for kind in ("index", "data"))
+    return 100 * index / data
 
 
 def _tier_rates(tier: DiskTier, numbers: Iterator[int], data: memoryview, count: int) -> tuple[float, float]:
