@@ -78,7 +78,7 @@ def completion_body(request: GenerateRequest, facts: ServerFacts, end_token_ids:
 
 
 def copies(request: GenerateRequest) -> int:
-    """Return how often one output answers the request: equal choices are computed once, and some servers refuse them."""
+    """Return how often one output answers the request: equal choices are computed once; some servers refuse them."""
     return request.sampling.n if request.sampling.temperature < _GREEDY_BELOW else 1
 
 
