@@ -47,6 +47,10 @@ def test_the_tests_hear_of_the_model_and_of_the_jobs_variables(tmp_path: Path) -
     model.touch()
     found = environment.variables(WORKSPACE)
     assert (found["A"], found["DYNAMO_SLOW_GGUF"]) == ("1", str(model))
+    sentences = tmp_path / "one" / "models" / "other" / "config_sentence_transformers.json"
+    sentences.parent.mkdir(parents=True)
+    sentences.touch()
+    assert environment.variables(WORKSPACE)["DYNAMO_SLOW_SENTENCES"] == str(sentences.parent)
 
 
 def test_what_cannot_be_installed_is_named(tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = Server(f"http://127.0.0.1:{_free_port()}", f"ipc://{folder}/events", f"ipc://{folder}/replay")
     events = {"enable_kv_cache_events": True, "publisher": "zmq"}
     events |= {"endpoint": made.events, "replay_endpoint": made.replay}
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", MODEL, "--served-model-name", "tinylm"]
+    # What `vllm serve` runs; the command itself asks for a distribution of that name, which a CPU build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL]
+    command += ["--served-model-name", "tinylm"]
     command += ["--host", "127.0.0.1", "--port", made.url.rpartition(":")[2], "--dtype", "float32", "--enforce-eager"]
     command += ["--block-size", str(BLOCK_SIZE), "--num-gpu-blocks-override", "96", "--max-model-len", "1024"]
     command += ["--max-num-seqs", "8", "--enable-prompt-tokens-details", "--kv-events-config", json.dumps(events)]

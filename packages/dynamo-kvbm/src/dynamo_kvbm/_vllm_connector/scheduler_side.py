@@ -20,6 +20,7 @@ class TrackedRequest:
 
     def __init__(self, request: Any, block_size: int) -> None:
         self.block_ids: list[int] = []
+        self.num_device_blocks = 0
         self.num_stored_blocks = 0
         self._request = request
         self._block_size = block_size
@@ -71,7 +72,7 @@ class SchedulerSide:
         tracked = self._track(request)
         if num_computed_tokens % self._block_size or not tracked.is_text:
             return 0
-        first = num_computed_tokens // self._block_size
+        tracked.num_device_blocks = first = num_computed_tokens // self._block_size
         wanted = tracked.blocks((request.num_tokens - 1) // self._block_size)[first:]
         found = next((n for n, block in enumerate(wanted) if not self._holds(block.sequence_hash)), len(wanted))
         return found * self._block_size
@@ -82,7 +83,8 @@ class SchedulerSide:
         count = num_external_tokens // self._block_size
         if not count:
             return
-        first = request.num_computed_tokens // self._block_size
+        # The request itself does not say yet what vLLM's own cache had of it: that is set once all is allocated.
+        first = tracked.num_device_blocks
         hashes = tuple(block.sequence_hash for block in tracked.blocks(first + count)[first:])
         self._loads.append(Load(hashes, tuple(block_ids[first : first + count])))
 

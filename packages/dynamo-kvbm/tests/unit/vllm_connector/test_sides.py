@@ -52,8 +52,8 @@ class Engine:
     def run(self, request: Any, block_ids: list[int], *, computed: int = 0, fill: int = 0) -> int:
         """Schedule a whole prompt; return how many of its tokens were loaded."""
         matched = self.scheduler.match(request, computed)
-        request.num_computed_tokens = computed
         self.scheduler.allocated(request, block_ids, matched)
+        request.num_computed_tokens = computed  # as vLLM: only once its blocks are allocated
         start = computed + matched
         new = SimpleNamespace(req_id=request.request_id, block_ids=(block_ids,), num_computed_tokens=start)
         self.step({request.request_id: len(request.all_token_ids) - start}, new=[new], fill=fill, first=start)

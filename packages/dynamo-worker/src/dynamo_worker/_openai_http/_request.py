@@ -13,6 +13,7 @@ from dynamo_core.tokens import token_count, unpack_tokens
 from dynamo_worker._openai_http._server import OutputForm, ServerFacts
 
 _NEUTRAL = SamplingOptions()
+_GREEDY_BELOW = 1e-5
 _PLAIN = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "n")
 _EXTENDED = ("top_k", "min_p", "repetition_penalty")
 
@@ -68,10 +69,17 @@ def completion_body(request: GenerateRequest, facts: ServerFacts, end_token_ids:
         value = getattr(sampling, name)
         if value != getattr(_NEUTRAL, name):
             body[name] = value
+    if copies(request) > 1:
+        del body["n"]
     body |= _stop_fields(request, end_token_ids, accepted)
     body |= _output_fields(request, facts)
     body |= _rare_fields(request)
     return msgspec.json.encode({**body, **request.extra})
+
+
+def copies(request: GenerateRequest) -> int:
+    """Return how often one output answers the request: equal choices are computed once; some servers refuse them."""
+    return request.sampling.n if request.sampling.temperature < _GREEDY_BELOW else 1
 
 
 def _max_tokens(request: GenerateRequest, facts: ServerFacts) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from dynamo_core.cards import ModelRuntimeConfig
 from dynamo_core.clock import Clock
@@ -15,7 +16,7 @@ from dynamo_core.requests import GenerateChunk, GenerateRequest
 from dynamo_worker._kv_relay.relay import KvEventRelay, rank_endpoint
 from dynamo_worker._openai_http._client import ServerClient
 from dynamo_worker._openai_http._probing import probe_server
-from dynamo_worker._openai_http._request import completion_body, require_sendable
+from dynamo_worker._openai_http._request import completion_body, copies, require_sendable
 from dynamo_worker._openai_http._server import OutputForm, Samples, ServerFacts
 from dynamo_worker._openai_http._settings import OpenAIHttpSettings
 from dynamo_worker._openai_http._wire import Choice, token_logprobs, token_of
@@ -116,14 +117,16 @@ class OpenAIHttpEngine(StreamEngine):
         headers = {"x-request-id": request.request_id}
         if request.routing.dp_rank is not None:
             headers["x-data-parallel-rank"] = str(request.routing.dp_rank)
-        completion, cached = None, 0
+        completion, cached, times = None, 0, copies(request)
         async for event in self._client.stream(body, headers):
             for choice in event.choices:
-                chunk = output.take(self._delta(choice, request))
-                if chunk is not None:
-                    yield chunk
+                delta = self._delta(choice, request)
+                for index in range(times) if times > 1 else (delta.choice,):
+                    chunk = output.take(replace(delta, choice=index))
+                    if chunk is not None:
+                        yield chunk
             if event.usage is not None:
-                completion, cached = event.usage.completion_tokens, event.usage.cached_tokens
+                completion, cached = times * event.usage.completion_tokens, event.usage.cached_tokens
         last = output.close(completion_tokens=completion, cached_tokens=cached)
         if last is not None:
             yield last

@@ -246,11 +246,9 @@ def _trained_length(model: str) -> int:
 
 def _import_library() -> Any:
     try:
-        library = importlib.import_module("tensorrt_llm")
-        importlib.import_module("tensorrt_llm.llmapi")
+        return importlib.import_module("tensorrt_llm")
     except ImportError as error:
         raise ConfigurationError(
             f"--engine trtllm needs TensorRT-LLM, which cannot be imported ({error}); "
             "install it with: pip install tensorrt-llm"
         ) from error
-    return library

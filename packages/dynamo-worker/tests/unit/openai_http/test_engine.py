@@ -119,6 +119,17 @@ async def test_logprobs_come_by_token_id(start: Any) -> None:
     assert entries[0].top == (TopLogprob(entries[0].token_id, -0.5), TopLogprob(7, -1.5))
 
 
+async def test_equal_choices_are_asked_for_once(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    fake, engine, _ = await start(root=str(tmp_path))
+    chunks = await ask(engine, request(sampling=SamplingOptions(temperature=0.0, n=3)))
+    assert "n" not in fake.bodies[-1]
+    outputs = [tokens([chunk for chunk in chunks if chunk.choice == choice]) for choice in range(3)]
+    assert outputs == [outputs[0]] * 3
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3 * len(outputs[0]) == 18
+
+
 async def test_cached_tokens_are_the_servers(start: Any) -> None:
     _, engine, _ = await start("--input", "tokens")
     chunks = await ask(engine, request(token_ids=pack_tokens(range(5, 25))))
