@@ -34,6 +34,7 @@ from dynamo_worker._model_card import make_card
 from dynamo_worker._probe import Probe
 from dynamo_worker._registration import Registration
 from dynamo_worker._settings import WorkerSettings
+from dynamo_worker._status import worker_status
 from dynamo_worker._watch import EngineWatch, report_death
 
 KV_QUERY_ENDPOINT = "worker_kv_indexer_query"
@@ -162,21 +163,13 @@ class Worker:
 
     def status(self) -> dict[str, Any]:
         """Return state, requests in flight, and whether the process may go."""
-        running = len(self._handler.active) if self._handler is not None else 0
-        registered = self._registration is not None and self._registration.registered
-        transfers = self._role.kv_transfers if self._role is not None else None
-        state = _STATES.get(self._health.state, self._health.state.value)
-        if state == "draining" and not running:
-            state = "drained"
-        return {
-            "state": state,
-            "reason": self._health.reason,
-            "instance_id": format_instance_id(self.instance_id),
-            "inflight_requests": running,
-            "kv_transfers": "not_applicable" if transfers is None else transfers,
-            "safe_to_delete": not running and not registered and not transfers,
-            "discovery_registered": registered,
-        }
+        return worker_status(
+            self.instance_id,
+            self._health,
+            running=len(self._handler.active) if self._handler is not None else 0,
+            registered=self._registration is not None and self._registration.registered,
+            transfers=self._role.kv_transfers if self._role is not None else None,
+        )
 
     def _check_engine(self) -> None:
         name = type(self._engine).__name__
@@ -384,9 +377,6 @@ class Worker:
         await self._registration.leave()
         self._context.spawn(report_death(self._stopped, f"{self.name}: {reason}"), name=f"{self.name} death")
         self._context.request_stop(f"{self.name}: {reason}")
-
-
-_STATES = {HealthState.READY: "serving", HealthState.STOPPED: "stopping"}
 
 
 def _shutdown(message: str) -> UnavailableError:
