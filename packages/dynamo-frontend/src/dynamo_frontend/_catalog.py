@@ -35,7 +35,7 @@ class ServedModel:
         router: Chooses workers.
         records: Admitted records of every role, by key.
         conflicts: Workers whose card differs from the first of their role: kept out.
-        excluded: Workers at the endpoint that the router must not use.
+        neighbours: Every record at the endpoint by key, those of other models among them; shared by these models.
         ready: Whether a request can be routed.
     """
 
@@ -46,8 +46,9 @@ class ServedModel:
     router: Router
     records: dict[str, ModelRecord] = field(default_factory=dict[str, ModelRecord])
     conflicts: dict[str, ModelRecord] = field(default_factory=dict[str, ModelRecord])
-    excluded: tuple[WorkerId, ...] = ()
+    neighbours: dict[str, ModelRecord] = field(default_factory=dict[str, ModelRecord])
     ready: bool = False
+    _excluded: tuple[WorkerId, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -59,15 +60,22 @@ class ServedModel:
         """Whether any admitted worker answers requests."""
         return any(record.card.worker_type in _ANSWERS for record in self.records.values())
 
+    @property
+    def excluded(self) -> tuple[WorkerId, ...]:
+        """Workers at the endpoint that the router must not use: of another model or role, or kept out."""
+        if self._excluded is None:
+            own = {record.instance_id for record in self.records.values() if self._answers(record)}
+            others = [record for record in self.neighbours.values() if record.instance_id not in own]
+            found = (WorkerId(record.instance_id, rank) for record in others for rank in _ranks(record.card))
+            self._excluded = tuple(dict.fromkeys(found))
+        return self._excluded
+
     def refresh(self) -> None:
-        """Work out again who must not be used: kept out, or of a role that does not answer."""
-        others = [record for record in self.records.values() if record.card.worker_type not in _ANSWERS]
-        self.excluded = tuple(
-            WorkerId(record.instance_id, rank)
-            for record in (*self.conflicts.values(), *others)
-            if record.endpoint == self.endpoint
-            for rank in _ranks(record.card)
-        )
+        """Work out again who must not be used, when it is asked for next."""
+        self._excluded = None
+
+    def _answers(self, record: ModelRecord) -> bool:
+        return record.endpoint == self.endpoint and record.card.worker_type in _ANSWERS
 
     def agrees(self, record: ModelRecord) -> bool:
         """Whether a record's card says what the admitted ones of its role say."""
@@ -100,6 +108,7 @@ class Catalog:
         self._instances: dict[tuple[EndpointId, int], Instance] = {}
         self._failed: dict[str, str] = {}
         self._waiting: dict[str, ModelRecord] = {}
+        self._records: dict[EndpointId, dict[str, ModelRecord]] = {}
 
     async def watch_instances(self) -> None:
         """Follow instances until cancelled."""
@@ -125,6 +134,8 @@ class Catalog:
         if record.endpoint.namespace != self._context.namespace:
             return
         await self.remove(record.key, replaced=True)
+        self._at(record.endpoint)[record.key] = record
+        self._refresh(record.endpoint)
         model = self._models.get(record.card.name)
         if model is not None and not model.answering and record.card.checksum != model.card.checksum:
             await self._retire(model)
@@ -140,6 +151,7 @@ class Catalog:
         """Forget a record; a model without workers that answer is gone."""
         self._waiting.pop(key, None)
         self._failed.pop(key, None)
+        self._forget(key)
         for model in list(self._models.values()):
             if model.conflicts.pop(key, None) is not None:
                 model.refresh()
@@ -149,6 +161,21 @@ class Catalog:
                 await self._retire(model)
             elif model.answering:
                 self._take_up(model)
+
+    def _at(self, endpoint: EndpointId) -> dict[str, ModelRecord]:
+        return self._records.setdefault(endpoint, {})
+
+    def _forget(self, key: str) -> None:
+        for endpoint, records in list(self._records.items()):
+            if records.pop(key, None) is not None:
+                self._refresh(endpoint)
+                if not records and all(model.endpoint != endpoint for model in self._models.values()):
+                    del self._records[endpoint]
+
+    def _refresh(self, endpoint: EndpointId) -> None:
+        for model in self._models.values():
+            if model.endpoint == endpoint:
+                model.refresh()
 
     def find(self, name: str) -> ServedModel:
         """Return a ready model by name, alias or ``base:adapter``.
@@ -230,7 +257,8 @@ class Catalog:
             _log.error("model not admitted", model=record.card.name, reason=error.message)
             return
         created = int(self._context.clock.time())
-        model = ServedModel(record.card, record.endpoint, created, text, router, {record.key: record})
+        records, neighbours = {record.key: record}, self._at(record.endpoint)
+        model = ServedModel(record.card, record.endpoint, created, text, router, records, neighbours=neighbours)
         self._models[model.name] = model
         for name in (model.name, *record.card.aliases):
             self._names.setdefault(name, model)

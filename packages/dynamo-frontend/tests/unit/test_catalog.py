@@ -66,6 +66,31 @@ async def test_worker_with_another_card_is_kept_out(stack):
         assert reply.headers["x-dynamo-worker-id"] == "1/0"
 
 
+async def test_models_at_one_endpoint_never_answer_for_each_other(stack, tmp_path):
+    stack.say("fine")
+    await stack.start(workers=1)
+    await stack.add_worker(2, msgspec.structs.replace(stack.card, name="other", aliases=()))
+    broken = msgspec.structs.replace(stack.card, name="broken", model_path=str(tmp_path), aliases=())
+    await stack.add_worker(3, broken)
+    await stack.ready("other")
+
+    async def refused():
+        return "broken" in (await stack.get("/metrics")).body.decode() or bool(stack.frontend._catalog.failures())
+
+    await until(stack, refused)
+    for model, worker in (("tiny", "1/0"), ("other", "2/0")) * 3:
+        reply = await stack.chat(model=model)
+        assert (reply.status, reply.headers["x-dynamo-worker-id"]) == (200, worker)
+    await stack.workers[0].lease.revoke()
+
+    async def gone():
+        return await names(stack) == ["other"]
+
+    await until(stack, gone)
+    for _ in range(3):
+        assert (await stack.chat(model="other")).headers["x-dynamo-worker-id"] == "2/0"
+
+
 async def test_kept_out_worker_takes_over_when_the_others_are_gone(stack):
     await stack.start(workers=1)
     await stack.add_worker(2, msgspec.structs.replace(stack.card, context_length=512))
