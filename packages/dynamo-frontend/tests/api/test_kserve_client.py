@@ -165,17 +165,28 @@ async def test_errors_have_their_status(client, inputs, model, fields, status):
 
 
 async def test_a_client_that_leaves_ends_the_generation(client, stack):
-    stack.say(TEXT * 30)
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def think(request):
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    stack.script.before = think
 
     async def send():
         yield {"model_name": "tiny", "inputs": [text(), streaming()], "parameters": {"max_tokens": 4000}}
 
     stream = client.stream_infer(send())
-    await anext(aiter(stream))
-    stream.cancel()
+    answer = asyncio.ensure_future(anext(aiter(stream)))
     async with asyncio.timeout(20):
-        while not stack.script.stopped:
-            await asyncio.sleep(0.001)
+        await asked.wait()
+        stream.cancel()
+        await left.wait()
+    with pytest.raises((InferenceServerException, asyncio.CancelledError)):
+        await answer
 
 
 async def test_a_port_in_use_is_named(client, stack):

@@ -115,6 +115,7 @@ async def test_one_dead_worker_leaves_alone(process: Any, kit: Any) -> None:
     await process.clock.advance(14)
     (reason,) = process.stop_requests
     assert reason.startswith("all workers are dead")
+    assert process.expect_deaths() == 2
 
 
 async def test_a_worker_that_cannot_start_is_told_after_all_have_tried(process: Any, kit: Any) -> None:

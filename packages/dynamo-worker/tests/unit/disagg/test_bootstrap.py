@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rig import PROMPT, SAMPLED, Pair, SilentPrefill, received
 
-from dynamo_core.errors import BackendProtocolError, DeadlineExceededError, UnavailableError
+from dynamo_core.errors import BackendProtocolError, DeadlineExceededError, InternalError
 from dynamo_core.requests import PrefillResult, SamplingOptions
 from dynamo_worker import ReferenceEngine
 from dynamo_worker._disagg.handoff import KvHandoff
@@ -157,7 +157,7 @@ async def test_a_prefill_that_fails_in_the_middle(pair: Pair, local: bool, monke
     await pair.start(prefill={}, decode={**BOOTSTRAP, "local_prefill": local})
 
     async def broken(self: Any, *rest: Any) -> Any:
-        raise UnavailableError("the engine died", reason="backend.engine_shutdown")
+        raise InternalError("the step failed", reason="backend.engine_step_failed")
         yield
 
     monkeypatch.setattr(PrefillEngine, "_compute", broken)
