@@ -345,7 +345,12 @@ def _segment(item: ScheduledSequence) -> Segment:
     sequence = item.sequence
     start = sequence.num_computed_tokens
     return Segment(
-        sequence.tokens[start : start + item.num_tokens], start, sequence.block_ids, sequence.adapter, sequence.media
+        sequence.tokens[start : start + item.num_tokens],
+        start,
+        sequence.block_ids,
+        sequence.adapter,
+        sequence.media,
+        owner=sequence,
     )
 
 

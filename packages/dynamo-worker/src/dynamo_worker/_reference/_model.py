@@ -92,17 +92,16 @@ class LlamaModel:
 
     def _hidden(self, segments: Sequence[Segment], cache: KVCache) -> Floats:
         config = self.config
-        plan = AttentionPlan(segments, cache.layout.block_size, config.num_heads // config.num_kv_heads)
+        plan = AttentionPlan(segments, cache, config.num_heads // config.num_kv_heads)
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
         hidden = self._embeddings[np.concatenate([np.asarray(s.token_ids, dtype=np.int64) for s in segments])]
         _add_media(hidden, segments)
         adapted = _adapted_rows(segments)
-        for index, (layer, pages) in enumerate(zip(self._layers, cache.data, strict=True)):
+        for index, layer in enumerate(self._layers):
             product = _Products(index, adapted)
             heads = product(layer.qkv, "qkv", self._normalize(hidden, layer.attention_norm))
             query, key, value = self._split_heads(heads, cos, sin)
-            pages[plan.blocks, plan.offsets] = np.stack((key, value), axis=2)
-            hidden += product(layer.out, "out", plan.attend(query, pages))
+            hidden += product(layer.out, "out", plan.attend(index, query, key, value))
             hidden += self._mlp(layer, hidden, product)
         return hidden
 
