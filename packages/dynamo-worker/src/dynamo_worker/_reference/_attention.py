@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +36,7 @@ _SMALL_SCORES = 1280
 order than its large ones; a copy that lies straight is summed in the same order by all."""
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """What one sequence computes in a step.
 
     Attributes:
@@ -97,18 +98,15 @@ class AttentionPlan:
 
     def __init__(self, segments: Sequence[Segment], cache: KVCache, group_size: int) -> None:
         block_size = cache.layout.block_size
-        lengths: Ints = np.array([len(segment.token_ids) for segment in segments], dtype=np.int64)
-        starts: Ints = np.array([segment.start for segment in segments], dtype=np.int64)
-        ends: Ints = np.cumsum(lengths)
-        self.last_rows: Ints = ends - 1
-        self.positions: Ints = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+        positions = [position for segment in segments for position in _positions(segment)]
+        self.positions: Ints = np.array(positions, dtype=np.int64)
         self._blocks = np.array([block for segment in segments for block in _block_of_rows(segment, block_size)])
         self._offsets = self.positions % block_size
         self._data = cache.data
-        last_rows: list[int] = self.last_rows.tolist()
+        last_rows = [end - 1 for end in accumulate(len(segment.token_ids) for segment in segments)]
         rows = list(_decode_rows(segments, last_rows))
         batches, left = cache.workspace.arrange([row for row in rows if row.owner is not None], cache.data)
-        self._dense = [_dense_group(batch, len(self.positions)) for batch in batches]
+        self._dense = [_dense_group(batch, len(positions)) for batch in batches]
         self._groups = [*_decode_groups([*left, *(row for row in rows if row.owner is None)], block_size)]
         for segment, last in zip(segments, last_rows, strict=True):
             if len(segment.token_ids) > 1:
@@ -165,7 +163,7 @@ def _softmax_average(query: Floats, columns: Floats, values: Floats, hidden: npt
         query = np.concatenate((query, query), axis=-2)
     scores = query @ columns
     np.copyto(scores, -np.inf, where=hidden)
-    scores -= scores.max(axis=-1, keepdims=True)
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     weighted = scores[..., :KEY_TILE] @ values[..., :KEY_TILE, :]
     total = scores[..., :KEY_TILE].sum(axis=-1, keepdims=True)
@@ -177,11 +175,14 @@ def _softmax_average(query: Floats, columns: Floats, values: Floats, hidden: npt
     return weighted[..., :count, :]
 
 
+def _positions(segment: Segment) -> Sequence[int]:
+    return range(segment.start, segment.start + len(segment.token_ids))
+
+
 def _block_of_rows(segment: Segment, block_size: int) -> list[int]:
     if len(segment.token_ids) == 1:
         return [segment.block_ids[segment.start // block_size]]
-    stop = segment.start + len(segment.token_ids)
-    return [segment.block_ids[position // block_size] for position in range(segment.start, stop)]
+    return [segment.block_ids[position // block_size] for position in _positions(segment)]
 
 
 def _decode_rows(segments: Sequence[Segment], rows: Sequence[int]) -> Iterator[DecodeRow]:
@@ -192,8 +193,8 @@ def _decode_rows(segments: Sequence[Segment], rows: Sequence[int]) -> Iterator[D
 
 def _dense_group(batch: DenseBatch, num_rows: int) -> _DenseGroup:
     hidden = np.arange(batch.length) > batch.positions[:, None, None, None]
-    everything = np.array_equal(batch.rows, np.arange(num_rows))
-    return _DenseGroup(batch, slice(None) if everything else batch.rows, hidden)
+    rows = slice(None) if batch.rows == list(range(num_rows)) else np.array(batch.rows)
+    return _DenseGroup(batch, rows, hidden)
 
 
 def _decode_groups(rows: Sequence[DecodeRow], block_size: int) -> Iterator[_Group]:

@@ -10,7 +10,7 @@ longer bucket). The memory is bounded; sequences that find no room attend over t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,7 @@ _MIN_TOKENS = 128
 _UNKNOWN = -1
 
 
-@dataclass(frozen=True)
-class DecodeRow:
+class DecodeRow(NamedTuple):
     """One sequence that computes one token.
 
     Attributes:
@@ -57,12 +56,13 @@ class DenseBatch:
 
     def __init__(self, layout: BlockLayout, max_tokens: int) -> None:
         self.max_tokens = max_tokens
-        self.rows: Ints = np.zeros(0, dtype=np.int64)
-        self.positions: Ints = self.rows
+        self.rows: list[int] = []
+        self.positions: Ints = np.zeros(0, dtype=np.int64)
         self.length = 0
         self._owners: list[object] = []
         self._ends: list[int] = []
-        self._slots: Ints = self.rows
+        self._key_places: Ints = self.positions
+        self._value_places: Ints = self.positions
         heads = (layout.num_layers, 0, layout.kv_heads)
         # Some more than a slot's tokens: rows a power of two apart would share a few sets of the CPU's cache.
         self._keys: Floats = np.zeros((*heads, layout.head_dim, max_tokens + LANES), dtype=np.float32)
@@ -81,6 +81,9 @@ class DenseBatch:
             data: All layers of the cache, to copy what a slot lacks.
             max_slots: Most slots to hold memory for.
         """
+        if self._continues(wanted):
+            self._advance(wanted)
+            return []
         for slot in reversed(range(len(self._owners))):
             if self._owners[slot] not in wanted:
                 self._remove(slot)
@@ -92,28 +95,50 @@ class DenseBatch:
         for row in fresh[:room]:
             self._owners.append(row.owner)
             self._ends.append(_UNKNOWN)
-        self._continue([wanted[owner] for owner in self._owners], data)
+        self._lay_out([wanted[owner] for owner in self._owners], data)
         return fresh[room:]
 
     def append(self, layer: int, written: Pages) -> None:
         """Add a token's ``[sequences, kv_heads, 2, head_dim]`` to each slot of one layer."""
-        self._keys[layer, self._slots, :, :, self.positions] = written[:, :, 0]
-        self._values[layer, self._slots, :, self.positions] = written[:, :, 1]
+        self._keys[layer].reshape(-1)[self._key_places] = written[:, :, 0]
+        self._values[layer].reshape(-1, written.shape[-1])[self._value_places] = written[:, :, 1]
 
     def layer(self, layer: int) -> tuple[Floats, Floats]:
         """Return keys ``[sequences, kv_heads, head_dim, length]`` and values ``[..., length, head_dim]``."""
         count, length = len(self._owners), self.length
         return self._keys[layer, :count, :, :, :length], self._values[layer, :count, :, :length]
 
-    def _continue(self, rows: Sequence[DecodeRow], data: Pages) -> None:
+    def _continues(self, wanted: Mapping[object, DecodeRow]) -> bool:
+        if len(wanted) != len(self._owners):
+            return False
+        ends = zip(self._owners, self._ends, strict=True)
+        return all(owner in wanted and wanted[owner].position == end for owner, end in ends)
+
+    def _advance(self, wanted: Mapping[object, DecodeRow]) -> None:
+        self.rows = [wanted[owner].row for owner in self._owners]
+        self._ends = [end + 1 for end in self._ends]
+        self.length = round_up(max(self._ends, default=0), LANES)
+        self.positions = self.positions + 1
+        self._key_places += 1
+        self._value_places += 1
+
+    def _lay_out(self, rows: Sequence[DecodeRow], data: Pages) -> None:
         for slot, row in enumerate(rows):
             if self._ends[slot] != row.position:
                 self._fill(slot, row, data)
             self._ends[slot] = row.position + 1
-        self.rows = np.array([row.row for row in rows], dtype=np.int64)
+        self.rows = [row.row for row in rows]
+        self.length = round_up(max(self._ends, default=0), LANES)
         self.positions = np.array([row.position for row in rows], dtype=np.int64)
-        self.length = round_up(int(self.positions.max(initial=0)) + 1, LANES)
-        self._slots = np.arange(len(rows))
+        self._place_tokens()
+
+    def _place_tokens(self) -> None:
+        # Where the step's tokens go, as indices into a layer's memory: NumPy finds them faster than by four axes.
+        _, _, kv_heads, head_dim, stride = self._keys.shape
+        heads = np.arange(len(self.positions) * kv_heads).reshape(-1, kv_heads)
+        self._value_places = heads * self.max_tokens + self.positions[:, None]
+        firsts = heads * (head_dim * stride) + self.positions[:, None]
+        self._key_places = firsts[:, :, None] + np.arange(0, head_dim * stride, stride)
 
     def _fill(self, slot: int, row: DecodeRow, data: Pages) -> None:
         count, block_size = row.position, data.shape[2]
