@@ -1,8 +1,9 @@
 """Causal grouped-query attention over a paged KV cache.
 
 What does not differ between layers (which rows belong together, their block tables, their masks) is worked out once
-per step, in an ``AttentionPlan``; each layer then runs one gather, two products and a softmax per group of rows. What
-a row gives depends on its own position alone, to the last bit, as far as the BLAS allows (``_invariance``).
+per step, in an ``AttentionPlan``; each layer then runs two products and a softmax per group of rows. Rows that decode
+find their keys and values in the cache's workspace, others gather them from blocks. What a row gives depends on its
+own position alone, to the last bit, as far as the BLAS allows (``_invariance``).
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dynamo_worker._reference._decode_workspace import LANES, DecodeRow, DenseBatch, Pages, round_up
+from dynamo_worker._reference._kv_cache import KVCache
 from dynamo_worker._reference._lora import LoraAdapter
 
 Floats = npt.NDArray[np.float32]
@@ -26,16 +31,12 @@ KEY_TILE = 128
 """Most weights that are summed at once. A longer sum adds the sums of tiles one after the other: so the masked keys
 behind a row's own position, of which the batch decides how many there are, add zeros and move nothing."""
 
-_LANES = 16
-"""Keys come in multiples of this: NumPy sums that many numbers in another order than one more."""
-
 _SMALL_SCORES = 1280
 """Below this many scores OpenBLAS takes kernels that sum over the columns of a transposed right-hand side in another
 order than its large ones; a copy that lies straight is summed in the same order by all."""
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """What one sequence computes in a step.
 
     Attributes:
@@ -44,6 +45,8 @@ class Segment:
         block_ids: Block table that covers ``start + len(token_ids)`` tokens.
         adapter: Low-rank adapter it is computed with.
         media: Positions, and the vectors that are added to their tokens' embeddings.
+        owner: Whose tokens they are; by it the workspace knows a sequence again in its next step. None for a pass
+            that no other one continues.
     """
 
     token_ids: Sequence[int]
@@ -51,6 +54,22 @@ class Segment:
     block_ids: Sequence[int]
     adapter: LoraAdapter | None = None
     media: tuple[tuple[int, Floats], ...] = ()
+    owner: object | None = None
+
+
+@dataclass(frozen=True)
+class _DenseGroup:
+    """Single rows of sequences that the workspace holds.
+
+    Attributes:
+        batch: Where they lie.
+        rows: Their indices in the batch of the step.
+        hidden: True where a row must not look, ``[sequences, 1, 1, tokens]``.
+    """
+
+    batch: DenseBatch
+    rows: Ints | slice
+    hidden: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -73,62 +92,78 @@ class AttentionPlan:
 
     Args:
         segments: The batch; rows of a segment are consecutive, segments in order.
-        block_size: Tokens a block.
+        cache: Where earlier tokens are.
         group_size: Query heads per KV head.
     """
 
-    def __init__(self, segments: Sequence[Segment], block_size: int, group_size: int) -> None:
-        lengths: Ints = np.array([len(segment.token_ids) for segment in segments], dtype=np.int64)
-        starts: Ints = np.array([segment.start for segment in segments], dtype=np.int64)
-        ends: Ints = np.cumsum(lengths)
-        self.last_rows: Ints = ends - 1
-        self.positions: Ints = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
-        self.blocks = np.array([block for segment in segments for block in _block_of_rows(segment, block_size)])
-        self.offsets = self.positions % block_size
-        self._groups = [*_decode_groups(segments, self.last_rows, block_size)]
-        for segment, last in zip(segments, self.last_rows.tolist(), strict=True):
+    def __init__(self, segments: Sequence[Segment], cache: KVCache, group_size: int) -> None:
+        block_size = cache.layout.block_size
+        positions = [position for segment in segments for position in _positions(segment)]
+        self.positions: Ints = np.array(positions, dtype=np.int64)
+        self._blocks = np.array([block for segment in segments for block in _block_of_rows(segment, block_size)])
+        self._offsets = self.positions % block_size
+        self._data = cache.data
+        last_rows = [end - 1 for end in accumulate(len(segment.token_ids) for segment in segments)]
+        rows = list(_decode_rows(segments, last_rows))
+        batches, left = cache.workspace.arrange([row for row in rows if row.owner is not None], cache.data)
+        self._dense = [_dense_group(batch, len(positions)) for batch in batches]
+        self._groups = [*_decode_groups([*left, *(row for row in rows if row.owner is None)], block_size)]
+        for segment, last in zip(segments, last_rows, strict=True):
             if len(segment.token_ids) > 1:
                 self._groups.extend(_prefill_groups(segment, last, block_size, group_size))
 
-    def attend(self, query: Floats, pages: npt.NDArray[np.floating]) -> Floats:
-        """Attend each row to its own sequence up to its own position.
+    def attend(self, layer: int, query: Floats, key: Floats, value: Floats) -> Floats:
+        """Write the rows' KV, then attend each row to its own sequence up to its own position.
 
         Args:
+            layer: Which layer.
             query: ``[rows, heads, head_dim]``.
-            pages: One layer of the cache, ``[num_blocks, block_size, kv_heads, 2, head_dim]``, rows' KV written.
+            key: ``[rows, kv_heads, head_dim]``.
+            value: As ``key``.
 
         Returns:
             ``[rows, heads * head_dim]``.
         """
+        pages = self._data[layer]
+        written = np.empty((len(key), *pages.shape[2:]), dtype=pages.dtype)
+        written[:, :, 0], written[:, :, 1] = key, value
+        pages[self._blocks, self._offsets] = written
         rows, heads, head_dim = query.shape
         grouped = (query * np.float32(head_dim**-0.5)).reshape(rows, pages.shape[2], -1, head_dim)
         out = np.empty_like(grouped)
+        for dense in self._dense:
+            dense.batch.append(layer, written[dense.rows])
+            out[dense.rows] = _softmax_average(grouped[dense.rows], *dense.batch.layer(layer), dense.hidden)
         for group in self._groups:
             out[group.rows] = _attend_group(grouped[group.rows], pages, group)
         return out.reshape(rows, heads * head_dim)
 
 
-def _attend_group(query: Floats, pages: npt.NDArray[np.floating], group: _Group) -> Floats:
+def _attend_group(query: Floats, pages: Pages, group: _Group) -> Floats:
     sequences = len(group.tables)
     rows, kv_heads, _, head_dim = query.shape
     gathered = pages[group.tables].reshape(sequences, -1, kv_heads, 2, head_dim).astype(np.float32, copy=False)
     keys, values = gathered[..., 0, :].swapaxes(1, 2), gathered[..., 1, :].swapaxes(1, 2)
     if sequences > 1:
-        return _softmax_average(query, keys, values, group.hidden)
+        return _softmax_average(query, _columns(keys, query.shape[-2]), values, group.hidden)
     # All rows are of one sequence and share its keys: one product for all of them.
     merged = query.swapaxes(0, 1).reshape(1, kv_heads, -1, head_dim)
-    averaged = _softmax_average(merged, keys, values, group.hidden)
+    averaged = _softmax_average(merged, _columns(keys, merged.shape[-2]), values, group.hidden)
     return averaged.reshape(kv_heads, rows, -1, head_dim).swapaxes(0, 1)
 
 
-def _softmax_average(query: Floats, keys: Floats, values: Floats, hidden: npt.NDArray[np.bool_]) -> Floats:
-    count, length = query.shape[-2], keys.shape[-2]
+def _columns(keys: Floats, count: int) -> Floats:
+    columns = keys.swapaxes(-1, -2)
+    return np.ascontiguousarray(columns) if max(count, 2) * keys.shape[-2] < _SMALL_SCORES else columns
+
+
+def _softmax_average(query: Floats, columns: Floats, values: Floats, hidden: npt.NDArray[np.bool_]) -> Floats:
+    count, length = query.shape[-2], values.shape[-2]
     if count == 1:
         query = np.concatenate((query, query), axis=-2)
-    columns = keys.swapaxes(-1, -2)
-    scores = query @ (np.ascontiguousarray(columns) if query.shape[-2] * length < _SMALL_SCORES else columns)
+    scores = query @ columns
     np.copyto(scores, -np.inf, where=hidden)
-    scores -= scores.max(axis=-1, keepdims=True)
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     weighted = scores[..., :KEY_TILE] @ values[..., :KEY_TILE, :]
     total = scores[..., :KEY_TILE].sum(axis=-1, keepdims=True)
@@ -140,33 +175,46 @@ def _softmax_average(query: Floats, keys: Floats, values: Floats, hidden: npt.ND
     return weighted[..., :count, :]
 
 
+def _positions(segment: Segment) -> Sequence[int]:
+    return range(segment.start, segment.start + len(segment.token_ids))
+
+
 def _block_of_rows(segment: Segment, block_size: int) -> list[int]:
     if len(segment.token_ids) == 1:
         return [segment.block_ids[segment.start // block_size]]
-    stop = segment.start + len(segment.token_ids)
-    return [segment.block_ids[position // block_size] for position in range(segment.start, stop)]
+    return [segment.block_ids[position // block_size] for position in _positions(segment)]
 
 
-def _decode_groups(segments: Sequence[Segment], rows: Ints, block_size: int) -> Iterator[_Group]:
-    # Sequences of like length are computed together, so that one long context does not pad all others to its length.
-    alike: dict[int, list[int]] = {}
-    for index, segment in enumerate(segments):
+def _decode_rows(segments: Sequence[Segment], rows: Sequence[int]) -> Iterator[DecodeRow]:
+    for segment, row in zip(segments, rows, strict=True):
         if len(segment.token_ids) == 1:
-            alike.setdefault((segment.start // block_size).bit_length(), []).append(index)
+            yield DecodeRow(segment.owner, row, segment.start, segment.block_ids)
+
+
+def _dense_group(batch: DenseBatch, num_rows: int) -> _DenseGroup:
+    hidden = np.arange(batch.length) > batch.positions[:, None, None, None]
+    rows = slice(None) if batch.rows == list(range(num_rows)) else np.array(batch.rows)
+    return _DenseGroup(batch, rows, hidden)
+
+
+def _decode_groups(rows: Sequence[DecodeRow], block_size: int) -> Iterator[_Group]:
+    # Sequences of like length are computed together, so that one long context does not pad all others to its length.
+    alike: dict[int, list[DecodeRow]] = {}
+    for row in rows:
+        alike.setdefault((row.position // block_size).bit_length(), []).append(row)
     for members in alike.values():
-        positions = np.array([segments[index].start for index in members])
+        positions = np.array([row.position for row in members])
         tables = np.zeros((len(members), _table_blocks(int(positions.max()), block_size)), dtype=np.int64)
-        for table, index in zip(tables, members, strict=True):
-            used = segments[index].start // block_size + 1
-            table[:used] = segments[index].block_ids[:used]
+        for table, row in zip(tables, members, strict=True):
+            used = row.position // block_size + 1
+            table[:used] = row.block_ids[:used]
         hidden = np.arange(tables.shape[1] * block_size) > positions[:, None, None, None]
-        yield _Group(rows[members], tables, hidden)
+        yield _Group(np.array([row.row for row in members]), tables, hidden)
 
 
 def _table_blocks(position: int, block_size: int) -> int:
     """Return how many blocks reach ``position`` and make whole lanes; those too many are masked."""
-    step = _LANES // math.gcd(_LANES, block_size)
-    return -(-(position // block_size + 1) // step) * step
+    return round_up(position // block_size + 1, LANES // math.gcd(LANES, block_size))
 
 
 def _prefill_groups(segment: Segment, last_row: int, block_size: int, group_size: int) -> Iterator[_Group]:

@@ -289,7 +289,8 @@ class EngineCore:
         if rows:
             sequences = [items[row].sequence for row in rows]
             ends = [self._owners[sequence].end_tokens for sequence in sequences]
-            for row, token in zip(rows, sample(logits[rows], sequences, ends), strict=True):
+            mine = logits if len(rows) == len(items) else logits[rows]
+            for row, token in zip(rows, sample(mine, sequences, ends), strict=True):
                 chosen[row] = token
         return list(zip(items, chosen, strict=True))
 
@@ -345,7 +346,12 @@ def _segment(item: ScheduledSequence) -> Segment:
     sequence = item.sequence
     start = sequence.num_computed_tokens
     return Segment(
-        sequence.tokens[start : start + item.num_tokens], start, sequence.block_ids, sequence.adapter, sequence.media
+        sequence.tokens[start : start + item.num_tokens],
+        start,
+        sequence.block_ids,
+        sequence.adapter,
+        sequence.media,
+        owner=sequence,
     )
 
 

@@ -49,4 +49,4 @@ def _pieces(tokens: Sequence[int], table: Sequence[int]) -> list[Segment]:
         (length - count) * number // len(_CHUNKS): count for number, count in enumerate(_CHUNKS) if count < length
     }
     pieces = [Segment(tokens[start : start + count], start, table) for start, count in starts.items()]
-    return [*pieces, Segment(tokens[-1:], length - 1, table)]
+    return [*pieces, Segment(tokens[-1:], length - 1, table, owner=object())]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from dynamo_core.errors import InvalidRequestError
 from dynamo_core.kv import BlockLayout
+from dynamo_worker._reference._decode_workspace import DecodeWorkspace
 
 _DTYPES: dict[str, npt.DTypeLike] = {"f32": np.float32, "f16": np.float16}
 
@@ -18,15 +19,21 @@ class KVCache:
 
     A layer's block is one contiguous piece, so attention gathers keys and values together; the bytes that leave have
     the order of ``BlockLayout``. Implements ``dynamo_core.kv.BlockAccess``; its methods run on the step thread.
+
+    Attributes:
+        data: The blocks.
+        workspace: What decoding keeps beside them, of no more tokens than they have.
     """
 
     def __init__(self, layout: BlockLayout, num_blocks: int) -> None:
         self._layout = layout
         self._shape = (layout.num_layers, num_blocks, layout.block_size, layout.kv_heads, 2, layout.head_dim)
         self.data: npt.NDArray[np.floating] = np.zeros(self._shape, dtype=_DTYPES[layout.dtype])
+        self.workspace = DecodeWorkspace(layout, num_blocks * layout.block_size)
 
     def release(self) -> None:
         """Give the memory back; nothing may be read or written until ``allocate``."""
+        self.workspace.clear()
         self.data = np.zeros((0, *self._shape[1:]), dtype=self.data.dtype)
 
     def allocate(self) -> None:

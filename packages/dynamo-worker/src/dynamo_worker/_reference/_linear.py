@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-_PANEL_ELEMENTS = 1 << 16
+_WIDE_ELEMENTS = 1 << 16
+_PANEL_ELEMENTS = 1 << 15
 _MIN_PANEL_WIDTH = 128
 _MIN_WIDTH = 16
 
@@ -41,11 +42,16 @@ class Linear:
             rows = np.concatenate((rows, rows))
         if len(self._panels) == 1:
             return (rows @ self._panels[0])[:count, : self._width]
-        return (rows @ self._panels).swapaxes(0, 1).reshape(len(rows), -1)[:count]
+        panels, _, width = self._panels.shape
+        out = np.empty((len(rows), panels * width), dtype=np.float32)
+        np.matmul(rows, self._panels, out=out.reshape(-1, panels, width).swapaxes(0, 1))
+        return out[:count]
 
 
 def _panel_count(width: int, height: int) -> int:
-    """Return how many equal panels of a bounded number of elements ``width`` columns make; 1 if they get too thin."""
+    """Return how many equal panels of a bounded number of elements a wide matrix makes; 1 if they get too thin."""
+    if width * height <= _WIDE_ELEMENTS:
+        return 1
     for panels in range(1, width // _MIN_PANEL_WIDTH + 1):
         if width % panels == 0 and width // panels * height <= _PANEL_ELEMENTS:
             return panels

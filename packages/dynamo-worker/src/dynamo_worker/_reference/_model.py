@@ -78,8 +78,10 @@ class LlamaModel:
         Returns:
             ``[len(segments), vocab_size]``.
         """
-        last_rows = np.cumsum([len(segment.token_ids) for segment in segments]) - 1
-        return self._head(self._normalize(self._hidden(segments, cache)[last_rows], self._norm))
+        hidden = self._hidden(segments, cache)
+        if len(hidden) > len(segments):
+            hidden = hidden[np.cumsum([len(segment.token_ids) for segment in segments]) - 1]
+        return self._head(self._normalize(hidden, self._norm))
 
     def embed(self, segment: Segment, cache: KVCache) -> Floats:
         """Compute one segment and return the mean of its tokens' final states, scaled to length 1.
@@ -92,18 +94,18 @@ class LlamaModel:
 
     def _hidden(self, segments: Sequence[Segment], cache: KVCache) -> Floats:
         config = self.config
-        plan = AttentionPlan(segments, cache.layout.block_size, config.num_heads // config.num_kv_heads)
+        plan = AttentionPlan(segments, cache, config.num_heads // config.num_kv_heads)
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
-        hidden = self._embeddings[np.concatenate([np.asarray(s.token_ids, dtype=np.int64) for s in segments])]
+        hidden = self._embeddings[[token for segment in segments for token in segment.token_ids]]
         _add_media(hidden, segments)
         adapted = _adapted_rows(segments)
-        for index, (layer, pages) in enumerate(zip(self._layers, cache.data, strict=True)):
-            product = _Products(index, adapted)
-            heads = product(layer.qkv, "qkv", self._normalize(hidden, layer.attention_norm))
-            query, key, value = self._split_heads(heads, cos, sin)
-            pages[plan.blocks, plan.offsets] = np.stack((key, value), axis=2)
-            hidden += product(layer.out, "out", plan.attend(query, pages))
-            hidden += self._mlp(layer, hidden, product)
+        with np.errstate(over="ignore"):  # a far negative gate divides by infinity, which is its limit: zero
+            for index, layer in enumerate(self._layers):
+                product = _Products(index, adapted)
+                heads = product(layer.qkv, "qkv", self._normalize(hidden, layer.attention_norm))
+                query, key, value = self._split_heads(heads, cos, sin)
+                hidden += product(layer.out, "out", plan.attend(index, query, key, value))
+                hidden += self._mlp(layer, hidden, product)
         return hidden
 
     def _split_heads(self, heads: Floats, cos: Floats, sin: Floats) -> tuple[Floats, Floats, Floats]:
@@ -115,13 +117,19 @@ class LlamaModel:
     def _mlp(self, layer: _Layer, hidden: Floats, product: _Products) -> Floats:
         normal = self._normalize(hidden, layer.mlp_norm)
         gate, up = product(layer.gate, "gate", normal), product(layer.up, "up", normal)
-        with np.errstate(over="ignore"):  # a far negative gate divides by infinity, which is its limit: zero
-            return product(layer.down, "down", gate / (np.float32(1.0) + np.exp(-gate)) * up)
+        weight = np.negative(gate)
+        np.exp(weight, out=weight)
+        weight += np.float32(1.0)
+        np.divide(gate, weight, out=weight)
+        weight *= up
+        return product(layer.down, "down", weight)
 
     def _normalize(self, hidden: Floats, weight: Floats) -> Floats:
         mean_square: Floats = np.einsum("rh,rh->r", hidden, hidden)[:, None] / np.float32(hidden.shape[-1])
         norm: Floats = np.sqrt(mean_square + np.float32(self.config.rms_norm_eps))
-        return hidden / norm * weight
+        out: Floats = hidden / norm
+        out *= weight
+        return out
 
 
 def _add_media(hidden: Floats, segments: Sequence[Segment]) -> None:

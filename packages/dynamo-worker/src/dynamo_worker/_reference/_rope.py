@@ -11,19 +11,22 @@ Floats = npt.NDArray[np.float32]
 
 
 def rope_tables(config: RopeConfig, head_dim: int, context: int) -> tuple[Floats, Floats]:
-    """Return cosines and sines, each ``[context, 1, head_dim // 2]``."""
-    angles = np.outer(np.arange(context, dtype=np.float64), _frequencies(config, head_dim))[:, None, :]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    """Return cosines ``[context, 1, 1, head_dim // 2]`` and sines ``[context, 1, 2, head_dim // 2]``.
+
+    The sines are those that the halves of a head are multiplied with once they have changed places: negative for the
+    second half, which comes first.
+    """
+    angles = np.outer(np.arange(context, dtype=np.float64), _frequencies(config, head_dim))[:, None, None, :]
+    sines = np.sin(angles).astype(np.float32)
+    return np.cos(angles).astype(np.float32), np.concatenate((-sines, sines), axis=2)
 
 
 def rotate(heads: Floats, cos: Floats, sin: Floats) -> Floats:
     """Rotate ``[rows, heads, head_dim]`` by the rows' angles; first and second half of a head form the pairs."""
-    half = heads.shape[-1] // 2
-    left, right = heads[..., :half], heads[..., half:]
-    out = np.empty(heads.shape, dtype=np.float32)
-    np.subtract(left * cos, right * sin, out=out[..., :half])
-    np.add(right * cos, left * sin, out=out[..., half:])
-    return out
+    halves = heads.reshape(*heads.shape[:2], 2, -1)
+    out = halves * cos
+    out += halves[:, :, ::-1] * sin
+    return out.reshape(heads.shape)
 
 
 def _frequencies(config: RopeConfig, head_dim: int) -> npt.NDArray[np.float64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,7 @@ from dynamo_worker._reference._uniforms import uniforms
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """One drawn token."""
 
     token_id: int
@@ -40,12 +39,13 @@ def sample(logits: Floats, sequences: Items[Sequence], end_tokens: Items[Collect
     """
     logprobs = _Logprobs(logits, sequences)
     for row, sequence, ends in zip(logits, sequences, end_tokens, strict=True):
-        _adjust(row, sequence, ends)
+        if sequence.adjusts_logits or sequence.grammar is not None:
+            _adjust(row, sequence, ends)
     chosen = logits.argmax(axis=-1)
     drawn = [index for index, item in enumerate(sequences) if item.request.sampling.temperature > 0]
     if drawn:
         chosen[drawn] = _draw(logits[drawn].astype(np.float64), [sequences[index] for index in drawn])
-    return [SampledToken(int(token), logprobs.of(row, int(token))) for row, token in enumerate(chosen)]
+    return [SampledToken(token, logprobs.of(row, token)) for row, token in enumerate(chosen.tolist())]
 
 
 class _Logprobs:

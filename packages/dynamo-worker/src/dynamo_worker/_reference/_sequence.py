@@ -45,6 +45,7 @@ class Sequence:
         self.seed = seed
         self.tokens = array("I", unpack_tokens(request.token_ids))
         self.num_prompt_tokens = request.prompt_tokens or len(self.tokens)
+        self.adjusts_logits = _adjusts_logits(request)
         self.max_output_tokens = _max_output_tokens(request, max_context - self.num_prompt_tokens)
         self.state = SequenceState.WAITING
         self.blocks: list[KVCacheBlock] = []
@@ -119,3 +120,15 @@ def sequence_hashes(blocks: Items[BlockDescriptor]) -> list[int]:
 def _max_output_tokens(request: GenerateRequest, room: int) -> int:
     wanted = request.stop.max_tokens
     return room if wanted is None else min(wanted, room)
+
+
+def _adjusts_logits(request: GenerateRequest) -> bool:
+    options = request.sampling
+    return bool(
+        request.stop.min_tokens
+        or options.allowed_token_ids
+        or options.logit_bias
+        or options.repetition_penalty != 1.0
+        or options.presence_penalty
+        or options.frequency_penalty
+    )
