@@ -165,7 +165,7 @@ async def test_a_prefill_that_fails_in_the_middle(pair: Pair, local: bool, monke
     if local:
         assert reply.tokens == await pair.aggregated(pair.request())
     else:
-        assert reply.error.reason == "backend.worker_unavailable"
+        assert reply.error.reason == "backend.engine_step_failed"
     assert is_clean(pair)
 
 
