@@ -213,3 +213,22 @@ async def test_a_stopped_process_leaves_discovery_and_comes_back(plugin: Path, t
             await stack.until_instances(1)
             [again] = await stack.instances()
             assert await stack.ask(again, "after") == expected
+
+
+async def test_a_killed_process_leaves_discovery_and_another_goes_on(plugin: Path, tmp_path: Path) -> None:
+    with started(tmp_path, plugin) as process:
+        async with connected(tmp_path, process) as stack:
+            [lost] = await stack.instances()
+            with started(tmp_path, plugin):
+                await stack.until_instances(2)
+                [left] = [instance for instance in await stack.instances() if instance != lost]
+                running = asyncio.create_task(stack.error(lost, "fine", max_tokens=3000))
+                unharmed = asyncio.create_task(stack.ask(left, "beside", max_tokens=400))
+                expected = await stack.ask(lost, "before", max_tokens=400)
+                process.kill()
+                error = await running
+                assert error.reason == "transport.disconnected"
+                assert error.migratable
+                assert await unharmed == expected
+                await stack.until_instances(1)
+                assert await stack.instances() == [left]
