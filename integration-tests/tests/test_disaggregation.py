@@ -106,9 +106,11 @@ async def test_the_caller_makes_both_hops(workers: Path) -> None:
 
 
 async def test_a_killed_prefill_worker_costs_only_its_computation(tmp_path: Path) -> None:
-    with start_worker(tmp_path, "--role", "prefill") as prefill, start_worker(tmp_path, *DECODE) as decode:
+    with contextlib.ExitStack() as stack:
+        # One after the other: the decode worker knows the prefill worker from its first look into discovery.
+        prefill = stack.enter_context(start_worker(tmp_path, "--role", "prefill"))
         prefill.wait_for("worker ready")
-        decode.wait_for("worker ready")
+        stack.enter_context(start_worker(tmp_path, *DECODE)).wait_for("worker ready")
         async with connected(tmp_path) as (plane, instances):
             whole = await ask(plane, instances["backend"], request("before"))
             assert cached(whole) == BLOCKS_TOKENS
