@@ -35,7 +35,7 @@ class Environments:
     folder: Path
     _wheels: dict[tuple[str, str], Path] = field(default_factory=dict[tuple[str, str], Path])
     _pythons: dict[tuple[Path, ...], Path] = field(default_factory=dict[tuple[Path, ...], Path])
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def source(self, name: str, choice: Choice) -> Package:
         """A package as its release has it, in a folder of its own, or as the checkout has it.
@@ -46,8 +46,9 @@ class Environments:
         if choice is None:
             return self.workspace.find(name)
         folder = self.folder / "sources" / choice.tag
-        if not folder.is_dir():
-            extract(self.workspace, choice.commit, folder)
+        with self._lock:  # the folder is there before all of its files are
+            if not folder.is_dir():
+                extract(self.workspace, choice.commit, folder)
         return Workspace(folder).find(name)
 
     def wheel(self, name: str, choice: Choice) -> Path:
@@ -92,9 +93,10 @@ class Environments:
         """A folder with a package's tests and the root's settings, and without its source."""
         package = self.source(name, choice)
         folder = self.folder / "tests" / f"{name}-{label(choice)}"
-        if not folder.is_dir():
-            relative = Path("packages") / package.folder.name
-            ignored = shutil.ignore_patterns("src", "__pycache__", ".venv", "dist")
-            shutil.copytree(package.folder, folder / relative, ignore=ignored)
-            shutil.copy(package.folder.parents[1] / "pyproject.toml", folder)
+        with self._lock:
+            if not folder.is_dir():
+                relative = Path("packages") / package.folder.name
+                ignored = shutil.ignore_patterns("src", "__pycache__", ".venv", "dist")
+                shutil.copytree(package.folder, folder / relative, ignore=ignored)
+                shutil.copy(package.folder.parents[1] / "pyproject.toml", folder)
         return folder
