@@ -22,8 +22,9 @@ def answer(url: str) -> str:
     return chat.choices[0].message.content or ""
 
 
-def test_everything_in_one_process() -> None:
-    with DynamoProcess(["serve", "--in-process", "--http-port", "0"]) as serve:
+@pytest.mark.parametrize("router", ["kv", "round-robin"])
+def test_everything_in_one_process(router: str) -> None:
+    with DynamoProcess(["serve", "--in-process", "--http-port", "0", "--router", router]) as serve:
         url = serve.wait_for_url()
         assert descendants(serve.pid) == []
         assert "Tokyo" in answer(url)

@@ -60,7 +60,8 @@ class ServePlan:
         """Return the frontend's own flags."""
         serve = self.serve
         address = ["--http-host", serve.http_host, "--http-port", str(self.http_port)]
-        return [*address, "--router", serve.router, "--policy", serve.policy]
+        policy = ["--policy", serve.policy] if serve.policy else []
+        return [*address, "--router", serve.router, *policy]
 
 
 def serve(argv: Sequence[str]) -> int:

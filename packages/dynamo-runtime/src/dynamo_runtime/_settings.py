@@ -122,7 +122,7 @@ class ServeSettings(DynamoSettings):
     workers: int = Field(default=2, ge=1, le=64, description="Worker processes")
     engine: str = Field(default="reference", description="Engine plug-in of the workers")
     router: str = Field(default="kv", description="Router plug-in of the frontend")
-    policy: str = Field(default="kv", description="Routing policy of the router")
+    policy: str = Field(default="", description="Routing policy of that router; empty for its default")
     planner: bool = Field(default=False, description="Add a planner that scales the workers")
     in_process: bool = Field(default=False, description="Run everything in one process on mem:// planes")
     startup_timeout_s: float = Field(default=120.0, gt=0, description="Time until a model must be served")

@@ -56,6 +56,14 @@ def test_the_model_and_unknown_flags_go_to_the_engine(stack: ExitStack) -> None:
     assert worker.replicas == 3
 
 
+def test_the_router_keeps_its_own_policy_unless_another_is_named(stack: ExitStack) -> None:
+    frontend = process_specs(plan_of(stack, "--router", "round-robin"))[1]
+    assert flag(frontend.command, "--router") == "round-robin"
+    assert "--policy" not in frontend.command
+    frontend = process_specs(plan_of(stack, "--policy", "lmetric"))[1]
+    assert flag(frontend.command, "--policy") == "lmetric"
+
+
 def test_a_planner_scales_the_workers_through_the_supervisor(stack: ExitStack) -> None:
     planner = process_specs(plan_of(stack, "--planner"))[-1]
     assert planner.role == "planner"
