@@ -164,7 +164,7 @@ async def test_nothing_replayed_may_wait():
         await clock.sleep(1.0)
 
     async def waits():
-        await asyncio.sleep(1)
+        await asyncio.Event().wait()
 
     with pytest.raises(InternalError, match="waited"):
         finish_now(waits())
